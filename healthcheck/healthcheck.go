@@ -1,0 +1,182 @@
+// Package healthcheck finds out which members can take traffic.
+//
+// A [Checker] is given the whole set of [Target]s with Set, probes each of them
+// on a schedule while Run runs, and keeps one [Result] per target. It imports
+// nothing of eclusa, never logs, and decides nothing about traffic: what a state
+// means for a load balancer is the caller's affair.
+package healthcheck
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Protocol says how a target is asked.
+type Protocol string
+
+// The protocols that a Spec can name.
+const (
+	TCP   Protocol = "tcp"   // the connection is accepted
+	HTTP  Protocol = "http"  // a GET is answered with a 2xx status
+	HTTPS Protocol = "https" // HTTP over TLS; the certificate is not verified, since members are addressed by IP
+)
+
+// Spec says how to check. It is comparable: two equal specs of one address are
+// one target. The zero value of each field asks for its default, which
+// WithDefaults fills in.
+type Spec struct {
+	Protocol           Protocol `json:"protocol"`
+	Path               string   `json:"path,omitempty"` // request target, http and https only
+	Interval           Duration `json:"interval,omitzero"`
+	Timeout            Duration `json:"timeout,omitzero"`
+	UnhealthyThreshold int      `json:"unhealthyThreshold,omitempty"` // consecutive failures until Down
+	HealthyThreshold   int      `json:"healthyThreshold,omitempty"`   // consecutive successes until Up again
+}
+
+// Defaults of a Spec, see WithDefaults.
+const (
+	DefaultInterval           = Duration(time.Second)
+	DefaultTimeout            = Duration(500 * time.Millisecond)
+	DefaultUnhealthyThreshold = 3
+	DefaultHealthyThreshold   = 2
+	DefaultPath               = "/healthz"
+)
+
+// Limits of a Spec, enforced by Validate.
+const (
+	MinInterval  = Duration(100 * time.Millisecond)
+	MaxInterval  = Duration(10 * time.Minute)
+	MinTimeout   = Duration(10 * time.Millisecond)
+	MaxTimeout   = Duration(30 * time.Second)
+	MaxThreshold = 100
+	MaxPath      = 1024 // bytes
+)
+
+// WithDefaults returns s with every field that is zero set to its default:
+// protocol tcp, interval 1 s (or the timeout if that is longer), timeout 500 ms
+// (or the interval if that is shorter), 3 failures until Down, 2 successes until
+// Up, path /healthz for http and https.
+func (s Spec) WithDefaults() Spec {
+	if s.Protocol == "" {
+		s.Protocol = TCP
+	}
+	if s.Path == "" && s.Protocol != TCP {
+		s.Path = DefaultPath
+	}
+	if s.Interval == 0 {
+		s.Interval = max(DefaultInterval, s.Timeout)
+	}
+	if s.Timeout == 0 {
+		s.Timeout = min(DefaultTimeout, s.Interval)
+	}
+	if s.UnhealthyThreshold == 0 {
+		s.UnhealthyThreshold = DefaultUnhealthyThreshold
+	}
+	if s.HealthyThreshold == 0 {
+		s.HealthyThreshold = DefaultHealthyThreshold
+	}
+	return s
+}
+
+// Validate returns everything that is wrong with s, each complaint as
+// "field: value: what would be right"; nil when s can be used. Fields that are
+// zero stand for their defaults and are right.
+func (s Spec) Validate() []string {
+	var bad []string
+	complain := func(field string, value any, right string) {
+		bad = append(bad, fmt.Sprintf("%s: %v: %s", field, value, right))
+	}
+	s = s.WithDefaults()
+	switch s.Protocol {
+	case TCP:
+		if s.Path != "" {
+			complain("path", quote(s.Path), "must be empty for protocol tcp")
+		}
+	case HTTP, HTTPS:
+		if right := pathFault(s.Path); right != "" {
+			complain("path", quote(s.Path), right)
+		}
+	default:
+		complain("protocol", quote(string(s.Protocol)), "must be tcp, http or https")
+	}
+	if s.Interval < MinInterval || s.Interval > MaxInterval {
+		complain("interval", s.Interval, fmt.Sprintf("must be from %v to %v", MinInterval, MaxInterval))
+	}
+	switch {
+	case s.Timeout < MinTimeout || s.Timeout > MaxTimeout:
+		complain("timeout", s.Timeout, fmt.Sprintf("must be from %v to %v", MinTimeout, MaxTimeout))
+	case s.Timeout > s.Interval:
+		complain("timeout", s.Timeout, fmt.Sprintf("must not be longer than the interval, %v", s.Interval))
+	}
+	if s.UnhealthyThreshold < 1 || s.UnhealthyThreshold > MaxThreshold {
+		complain("unhealthyThreshold", s.UnhealthyThreshold, fmt.Sprintf("must be from 1 to %d", MaxThreshold))
+	}
+	if s.HealthyThreshold < 1 || s.HealthyThreshold > MaxThreshold {
+		complain("healthyThreshold", s.HealthyThreshold, fmt.Sprintf("must be from 1 to %d", MaxThreshold))
+	}
+	return bad
+}
+
+// pathFault says what would be a right path, or nothing if p is one. The path
+// goes into the request line as it is, so nothing may end or extend that line.
+func pathFault(p string) string {
+	if !strings.HasPrefix(p, "/") {
+		return `must begin with "/"`
+	}
+	if len(p) > MaxPath {
+		return fmt.Sprintf("must not be longer than %d bytes", MaxPath)
+	}
+	for i := range len(p) {
+		if p[i] <= ' ' || p[i] >= 0x7f || p[i] == '#' {
+			return `must be visible ASCII without "#"; write other characters as %XX`
+		}
+	}
+	return ""
+}
+
+// quote bounds and quotes a value for a complaint.
+func quote(s string) string {
+	const most = 64
+	if len(s) > most {
+		return fmt.Sprintf("%q...", s[:most])
+	}
+	return fmt.Sprintf("%q", s)
+}
+
+// Target is an address and how to check it. It is comparable: equal targets are
+// one target and are probed once, however many load balancers use it.
+type Target struct {
+	Addr netip.AddrPort
+	Spec Spec
+}
+
+// String returns the target as people write it, such as
+// http://192.0.2.1:10256/healthz.
+func (t Target) String() string {
+	return string(t.Spec.Protocol) + "://" + t.Addr.String() + t.Spec.Path
+}
+
+// Result is what is known about a target.
+type Result struct {
+	State State
+	Since time.Time // when State was entered
+
+	// Answered is set once a probe has succeeded and stays set: a target that
+	// never answered may be one that is not meant to.
+	Answered bool
+
+	// Reason is the class of the last failure and Error its text, such as
+	// `connection refused` or `HTTP 503 "no local endpoints"`, of at most
+	// MaxError bytes. Both are empty when the last probe succeeded.
+	Reason Reason
+	Error  string
+
+	Latency  time.Duration // of the last probe that succeeded
+	Failures int           // consecutive; a success sets it to zero
+	Checked  time.Time     // when the last probe that counted ended; zero: never
+}
+
+// MaxError is the largest length of Result.Error in bytes.
+const MaxError = 160
