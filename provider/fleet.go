@@ -1,0 +1,122 @@
+package provider
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// EdgeSpec is what the spec of an Edge object says.
+type EdgeSpec struct {
+	// Name is the name of the Edge object.
+	Name string
+	// Endpoint is where the edge's API is reached, an https URL or host:port.
+	Endpoint string
+	// ServerName is the name that the edge's certificate must carry.
+	ServerName string
+	// Drain asks the edge to withdraw from its addresses.
+	Drain bool
+	// Paused keeps the edge as it is: nothing is written, its status is read on.
+	Paused bool
+}
+
+// Dial makes the Balancer that stands for an edge. It connects to nothing.
+type Dial func(EdgeSpec) (lb.Balancer, error)
+
+// Wanted is what one edge is to do.
+type Wanted struct {
+	EdgeSpec
+	// Config is the whole configuration that the edge is to hold. It is not
+	// changed after it was handed over.
+	Config lb.Config
+	// ReleaseRemovals confirms by hand every removal that the edge's guard holds.
+	ReleaseRemovals bool
+}
+
+// FleetOptions are what a Fleet needs from its surroundings. All are required
+// but Event.
+type FleetOptions struct {
+	// Dial makes a client of an edge.
+	Dial Dial
+	// Claim reads back that we lead, directly before an edge is claimed. It
+	// returns ErrNotLeader when another holds the Lease.
+	Claim func(ctx context.Context) (lb.Claim, error)
+	// ConfirmRemovals returns those of the keys, which are as in
+	// [lb.RemovalHeldError], whose objects the API server itself says are gone.
+	ConfirmRemovals func(ctx context.Context, keys []string) (confirmed []string, err error)
+	// Event tells the people who watch an Edge object what happened to it. It
+	// must not block.
+	Event func(edge, eventType, reason, message string)
+	// Log is where the fleet tells what it does.
+	Log *zap.Logger
+}
+
+// Fleet keeps every edge at its wanted configuration. Edges do not wait for
+// each other. Its methods may be called concurrently.
+type Fleet struct {
+	options FleetOptions
+	changed chan struct{}
+}
+
+// NewFleet returns a Fleet of no edges that does nothing until Run.
+func NewFleet(o FleetOptions) *Fleet {
+	return &Fleet{options: o, changed: make(chan struct{}, 1)}
+}
+
+// Run keeps the edges at what was last Set until ctx ends, and returns nil then.
+// It returns ErrNotLeader as soon as it learns that another leads.
+func (f *Fleet) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Set replaces the edges and what each of them is to do, by name of the Edge
+// object. Only the newest is of interest: what was set before and not yet sent
+// is never sent. An edge that is not in wanted any more is let go and keeps what
+// it holds. Set never blocks.
+func (f *Fleet) Set(wanted map[string]Wanted) {}
+
+// State returns what is known about each edge that was Set. It must not be
+// changed.
+func (f *Fleet) State() map[string]EdgeState { return nil }
+
+// Changed gets a value after State has changed; several changes may be one
+// value. It is for one reader.
+func (f *Fleet) Changed() <-chan struct{} { return f.changed }
+
+// EdgeState is what is known about one edge.
+type EdgeState struct {
+	// Name is the name of the Edge object.
+	Name string
+	// Connected says that the edge answers, and has let us claim the cluster
+	// unless it is paused.
+	Connected bool
+	// Problem says what is in the way, in one sentence, empty if nothing is.
+	Problem string
+	// Since is when Connected last changed.
+	Since time.Time
+	// Info is what the edge last said about itself.
+	Info lb.Info
+	// Status is what the edge last said about this cluster.
+	Status lb.Status
+	// Known says that Holds is valid.
+	Known bool
+	// Holds is what the edge holds, as it last acknowledged or was read back.
+	Holds lb.Config
+	// Desired is the revision of the newest configuration wanted of the edge.
+	Desired uint64
+	// Withheld are the load balancers that are not sent to the edge because it
+	// cannot do what they need, with the reason.
+	Withheld map[lb.UID]lb.Problem
+	// RemovalHeld are the removals, as in [lb.RemovalHeldError], that the edge's
+	// guard holds and nobody has confirmed, sorted.
+	RemovalHeld []string
+	// DriftRepaired counts how often the edge had lost or changed its state and
+	// was put right.
+	DriftRepaired uint64
+	// LastContact is when the edge last answered.
+	LastContact time.Time
+}
