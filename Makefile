@@ -1,0 +1,68 @@
+# `make help` explains every target.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+LAB     ?= eclusa
+LAB_DIR ?= /var/tmp/eclusa-lab-$(LAB)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2
+
+# Packages whose tests need nothing but this machine; the rest is the lab's.
+UNIT = $(shell $(GO) list ./... | grep -v -e /e2e -e /lab)
+
+.PHONY: help
+help: ## explain every target
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## bring up a real cluster on this machine, serve a Service through port 80, kill a node, take all down (needs root)
+	$(GO) run ./lab/cmd/lab demo
+
+.PHONY: up
+up: ## bring the lab up and leave it running, with a kubectl for your shell (needs root; LAB=name for several)
+	$(GO) run ./lab/cmd/lab up --name $(LAB) --dir $(LAB_DIR)
+
+.PHONY: down
+down: ## take the lab of `make up` down completely
+	$(GO) run ./lab/cmd/lab down --dir $(LAB_DIR)
+
+.PHONY: build
+build: ## build the programs into bin/
+	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+.PHONY: test
+test: lint-fast test-unit test-lab ## every test: formatting and vet, all packages with the race detector, the lab and end to end (needs root)
+
+.PHONY: test-unit
+test-unit: ## the tests of all packages with the race detector; those that need root say so and are skipped without it
+	$(GO) test -race -timeout 15m $(UNIT)
+
+.PHONY: test-lab
+test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to end (needs root)
+	$(GO) test -timeout 40m -v -run . ./lab/... ./e2e/... 2>&1 | grep -v -e '^=== ' -e '^\s*$$'
+
+.PHONY: lab-binaries
+lab-binaries: ## build Kubernetes and etcd for the lab, once per version, outside the checkout
+	$(GO) run ./lab/cmd/lab build
+
+.PHONY: fuzz
+fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
+	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' . ); do \
+	  for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
+	    echo "== $$(dirname $$f) $$name"; $(GO) test -run '^$$' -fuzz "^$$name$$" -fuzztime $${FUZZTIME:-30s} ./$$(dirname $$f); done; done
+
+.PHONY: lint
+lint: lint-fast ## every linter of .golangci.yml (builds golangci-lint once)
+	$(GO) run $(GOLANGCI) run ./...
+
+.PHONY: lint-fast
+lint-fast: ## gofmt and go vet
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "not gofmt-ed, run gofmt -w:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+
+.PHONY: generate
+generate: ## regenerate deepcopy functions and the manifests of the custom resources
+	$(GO) generate ./...
