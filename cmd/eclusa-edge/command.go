@@ -1,0 +1,71 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+func newCommand() *cobra.Command {
+	var path string
+	var checkOnly bool
+	root := &cobra.Command{
+		Use:   "eclusa-edge --config FILE",
+		Short: "The external load balancer of Kubernetes clusters",
+		Long: `eclusa-edge takes traffic on the addresses and standard ports of LoadBalancer
+Services and forwards it to healthy nodes of their clusters.
+
+Send SIGTERM or SIGINT to stop it: it takes no new connections and lets the open
+ones end (drainTimeout). A second signal ends it at once.`,
+		Version:       version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if path == "" {
+				return errors.New("--config is missing; `eclusa-edge config reference` prints a file to start from")
+			}
+			config, err := readConfig(path)
+			if err != nil {
+				return err
+			}
+			if checkOnly {
+				_, err := fmt.Fprintf(c.OutOrStdout(), "%s: nothing to complain about\n", path)
+				return err
+			}
+			return run(c.Context(), config)
+		},
+	}
+	root.SetVersionTemplate("eclusa-edge {{.Version}}\n")
+	root.Flags().StringVar(&path, "config", "", "the configuration file (required)")
+	root.Flags().BoolVar(&checkOnly, "check-config", false, "say what is wrong with the configuration and exit")
+	root.AddCommand(newPKICommand(), newConfigCommand(), newVersionCommand())
+	return root
+}
+
+func newConfigCommand() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "About the configuration file"}
+	c.AddCommand(&cobra.Command{
+		Use:   "reference",
+		Short: "Print the commented reference of every key",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprint(c.OutOrStdout(), reference)
+			return err
+		},
+	})
+	return c
+}
+
+func newVersionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), "eclusa-edge", version)
+			return err
+		},
+	}
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	_ "embed"
+	"net/netip"
+	"time"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+)
+
+// reference is the commented reference of every key; `config reference` prints
+// it and a test compares it with Config.
+//
+//go:embed reference.yaml
+var reference string
+
+// Config is the file that eclusa-edge is started with. reference.yaml says what
+// each key means.
+type Config struct {
+	Name             string               `yaml:"name"`
+	StateDir         string               `yaml:"stateDir"`
+	API              APIConfig            `yaml:"api"`
+	Management       ManagementConfig     `yaml:"management"`
+	Engine           string               `yaml:"engine"`
+	Announce         AnnounceConfig       `yaml:"announce"`
+	ShareHostAddress bool                 `yaml:"shareHostAddress"`
+	Clusters         []ClusterConfig      `yaml:"clusters"`
+	Health           HealthConfig         `yaml:"health"`
+	Proxy            ProxyConfig          `yaml:"proxy"`
+	DrainTimeout     healthcheck.Duration `yaml:"drainTimeout"`
+	Log              LogConfig            `yaml:"log"`
+}
+
+// APIConfig is the listener for the clusters' controllers.
+type APIConfig struct {
+	Listen            netip.AddrPort `yaml:"listen"`
+	CertFile          string         `yaml:"certFile"`
+	KeyFile           string         `yaml:"keyFile"`
+	ClientCAFile      string         `yaml:"clientCAFile"`
+	MaxBodyBytes      int64          `yaml:"maxBodyBytes"`
+	RequestsPerSecond int            `yaml:"requestsPerSecond"`
+}
+
+// ManagementConfig is the listener for operators and their monitoring.
+type ManagementConfig struct {
+	Listen netip.AddrPort `yaml:"listen"`
+}
+
+// AnnounceConfig says how addresses come to the machine.
+type AnnounceConfig struct {
+	Mode      string `yaml:"mode"`
+	Interface string `yaml:"interface"`
+}
+
+// The modes of AnnounceConfig.
+const (
+	announceNone      = "none"
+	announceInterface = "interface"
+)
+
+// ClusterConfig is what one cluster may do on this edge.
+type ClusterConfig struct {
+	Name             string         `yaml:"name"`
+	AddressRanges    []netip.Prefix `yaml:"addressRanges"`
+	NodeRanges       []netip.Prefix `yaml:"nodeRanges"`
+	SharedRanges     []netip.Prefix `yaml:"sharedRanges"`
+	KeyPins          []KeyPin       `yaml:"keyPins"`
+	MaxLoadBalancers int            `yaml:"maxLoadBalancers"`
+	MaxListeners     int            `yaml:"maxListeners"`
+	MaxNodes         int            `yaml:"maxNodes"`
+}
+
+// HealthConfig limits the health checks.
+type HealthConfig struct {
+	ProbesPerSecond int `yaml:"probesPerSecond"`
+}
+
+// ProxyConfig tunes the engine "proxy".
+type ProxyConfig struct {
+	DialTimeout               healthcheck.Duration `yaml:"dialTimeout"`
+	MaxConnections            int                  `yaml:"maxConnections"`
+	MaxUDPSessions            int                  `yaml:"maxUDPSessions"`
+	MaxUDPSessionsPerFrontend int                  `yaml:"maxUDPSessionsPerFrontend"`
+	MaxUDPSessionsPerSource   int                  `yaml:"maxUDPSessionsPerSource"`
+}
+
+// LogConfig says what is logged and how.
+type LogConfig struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+// DefaultConfig returns the configuration of an empty file.
+func DefaultConfig() Config {
+	return Config{
+		StateDir: "/var/lib/eclusa-edge",
+		API: APIConfig{
+			MaxBodyBytes:      64 << 20,
+			RequestsPerSecond: 50,
+		},
+		Management: ManagementConfig{Listen: netip.MustParseAddrPort("127.0.0.1:9980")},
+		Engine:     "proxy",
+		Announce:   AnnounceConfig{Mode: announceNone},
+		Health:     HealthConfig{ProbesPerSecond: 2000},
+		Proxy: ProxyConfig{
+			DialTimeout:               healthcheck.Duration(500 * time.Millisecond),
+			MaxUDPSessions:            65536,
+			MaxUDPSessionsPerFrontend: 16384,
+			MaxUDPSessionsPerSource:   1024,
+		},
+		DrainTimeout: healthcheck.Duration(30 * time.Second),
+		Log:          LogConfig{Level: "info", Format: "console"},
+	}
+}
+
+// setDefaults fills in what a cluster's entry leaves out.
+func (c *ClusterConfig) setDefaults() {
+	c.MaxLoadBalancers = 10000
+	c.MaxListeners = 50000
+	c.MaxNodes = 5000
+}

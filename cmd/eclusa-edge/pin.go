@@ -1,0 +1,57 @@
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+)
+
+// KeyPin is the SHA-256 fingerprint of a public key (its DER form, as in the
+// certificate). As text it is hex, with or without colons, or base64.
+type KeyPin [sha256.Size]byte
+
+var errKeyPin = errors.New("must be the SHA-256 of a public key: 64 hex digits or 44 characters of base64")
+
+// UnmarshalText reads hex or base64.
+func (p *KeyPin) UnmarshalText(text []byte) error {
+	s := strings.TrimPrefix(string(text), "sha256:")
+	raw, err := hex.DecodeString(strings.ReplaceAll(s, ":", ""))
+	if err != nil {
+		raw, err = base64.StdEncoding.DecodeString(s)
+	}
+	if err != nil || len(raw) != sha256.Size {
+		return errKeyPin
+	}
+	copy(p[:], raw)
+	return nil
+}
+
+// String returns the pin in hex.
+func (p KeyPin) String() string { return hex.EncodeToString(p[:]) }
+
+// pinOf returns the pin of a certificate's key.
+func pinOf(c *x509.Certificate) KeyPin { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// explain says what would have been right in place of a value that could not be
+// read.
+func explain(into any, value string, err error) string {
+	switch into.(type) {
+	case *netip.AddrPort:
+		return fmt.Sprintf("%q: must be an address and a port such as 192.0.2.10:7443 or [2001:db8::1]:7443", value)
+	case *netip.Prefix:
+		if a, perr := netip.ParseAddr(value); perr == nil {
+			return fmt.Sprintf("%q: must be a range such as 192.0.2.0/24; for this single address write %s/%d", value, a, a.BitLen())
+		}
+		return fmt.Sprintf("%q: must be a range such as 192.0.2.0/24 or 2001:db8::/64", value)
+	case *healthcheck.Duration:
+		return err.Error()
+	}
+	return fmt.Sprintf("%q: %v", value, err)
+}
