@@ -9,3 +9,5 @@
 // +kubebuilder:object:generate=true
 // +groupName=eclusa.io
 package v1alpha1
+
+//go:generate go tool controller-gen object crd:crdVersions=v1 paths=. output:crd:dir=../../charts/eclusa/crds
