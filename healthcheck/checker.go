@@ -1,118 +1,336 @@
 package healthcheck
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 )
 
 // Prober asks one member once. Probe returns nil when the member answered as it
-// should. It must return soon after ctx, which
-// carries the timeout, has ended. It is called by many goroutines at once.
+// should, and otherwise a [*Failure] or any error, which is then classified by
+// what it wraps. It must return when ctx ends, which it does at the timeout; a
+// Prober that does not holds one of the Checker's workers. It is called by many
+// goroutines at once.
 type Prober interface {
 	Probe(ctx context.Context, addr netip.AddrPort, spec Spec) error
 }
 
+// ProberFunc is a function that is a Prober.
+type ProberFunc func(ctx context.Context, addr netip.AddrPort, spec Spec) error
+
+// Probe calls f.
+func (f ProberFunc) Probe(ctx context.Context, addr netip.AddrPort, spec Spec) error {
+	return f(ctx, addr, spec)
+}
+
 // Options configure a Checker. The zero value is usable.
 type Options struct {
-	// Probers by protocol; nil means the real ones.
+	// Probers replace the real ones, by protocol.
 	Probers map[Protocol]Prober
-	// Workers is the largest number of probes under way at once; 0 means 1024.
+	// Workers is the largest number of probes under way at once. 0 means what
+	// the budget needs when every probe takes DefaultTimeout, at most 1024.
 	Workers int
-	// Budget is the most probes per second; when the targets ask for more, all
-	// intervals are stretched and Stats says so. 0 means 2000.
+	// Budget is the most probes per second. Intervals are stretched when the
+	// targets ask for more, and Stats says so. 0 means 2000.
 	Budget int
 	// Seed makes the jitter repeatable; 0 means random.
 	Seed uint64
 	// Control is called on every socket of the real probers before it connects,
-	// as net.Dialer's field of that name.
+	// like net.Dialer's field of that name.
 	Control func(network, address string, c syscall.RawConn) error
-}
-
-// Stats are a Checker's own figures.
-type Stats struct {
-	Targets   int           // in the present set
-	Rate      float64       // probes per second, over the last seconds
-	Stretched float64       // factor by which the budget lengthens intervals at present; 1: not at all
-	LagP99    time.Duration // how late probes start, 99th percentile of the last ones
-	Workers   int           // probes that can be under way at once, at present
-	Probes    uint64        // completed, in total
-	OwnErrors uint64        // probes not counted because the fault was this machine's, in total
 }
 
 // Checker probes a set of targets and keeps what is known about each. All
 // methods can be called at any time from any goroutine.
 type Checker struct {
-	opts    Options
-	changed chan struct{}
+	probers map[Protocol]Prober
+	changed chan struct{} // capacity 1: tells users
+	kick    chan struct{} // capacity 1: wakes Run
 
-	mu      sync.Mutex
-	results map[Target]Result
+	setMu sync.Mutex // held by Set, taken before mu
+
+	mu      sync.Mutex     // guards what follows
+	kinds   map[Spec]*kind // every spec in use; written with setMu held too
+	entries map[key]*entry // every target; written with setMu held too
+	rand    *rand.Rand
+	epoch   time.Time // when Run began; zero: the schedule's clock stands at 0
+	plan    schedule
+	first   chan struct{} // closed when waiting is 0
+	waiting int           // entries without a probe that counted
+	waitEnd time.Duration // when the last of them has had time for one
+	count   counters
+}
+
+// kind is a spec in use, shared by its targets.
+type kind struct {
+	as     Spec // as given: part of the target's identity
+	spec   Spec // as probed: defaults filled in, within the limits
+	prober Prober
+	refs   int // guarded by Checker.setMu
+}
+
+// key is a Target in little memory.
+type key struct {
+	addr netip.AddrPort
+	kind *kind
+}
+
+// entry is a target in the set. Its record and schedule are guarded by
+// Checker.mu; the key never changes.
+type entry struct {
+	key
+	record
+	slot
 }
 
 // New returns a Checker without targets. It starts nothing.
 func New(o Options) *Checker {
-	return &Checker{opts: o, changed: make(chan struct{}, 1), results: map[Target]Result{}}
+	if o.Budget <= 0 {
+		o.Budget = 2000
+	}
+	if o.Workers <= 0 {
+		o.Workers = min(max(int(float64(o.Budget)*DefaultTimeout.D().Seconds()), 64), 1024)
+	}
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64()
+	}
+	d := dialer{control: o.Control}
+	probers := map[Protocol]Prober{TCP: tcpProber{d}, HTTP: httpProber{dialer: d}, HTTPS: newHTTPSProber(d)}
+	for protocol, p := range o.Probers {
+		probers[protocol] = p
+	}
+	c := &Checker{
+		probers: probers,
+		changed: make(chan struct{}, 1),
+		kick:    make(chan struct{}, 1),
+		kinds:   map[Spec]*kind{},
+		entries: map[key]*entry{},
+		rand:    rand.New(rand.NewPCG(o.Seed, o.Seed)),
+		first:   make(chan struct{}),
+	}
+	close(c.first)
+	c.plan.init(o.Budget, o.Workers)
+	return c
 }
 
-// Run probes until ctx ends, and returns nil after everything that it started
-// has ended. It may be called once.
-func (c *Checker) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
-}
-
-// Set replaces the whole set of targets. The value seeds the state of a target
-// that is new; a target that stays keeps what is known about it.
+// Set replaces the whole set of targets. The value is where a target that is new
+// starts from: its state stays until probes come to a verdict, Unknown for the
+// zero Result. A target that stays keeps what is known about it, and its value is
+// ignored. A probe under way for a target that is removed is forgotten, also if
+// the target comes back.
+//
+// A single new target is probed at once; many are spread at the rate of the
+// budget. Set may be called before Run.
+//
+// Targets are told apart by their specs as they are written, so callers fill in
+// defaults first if they mean them to be equal.
 func (c *Checker) Set(targets map[Target]Result) {
+	c.setMu.Lock()
+	defer c.setMu.Unlock()
+	now := time.Now()
+
+	var gone, added []*entry
+	for k, e := range c.entries {
+		if _, ok := targets[Target{k.addr, k.kind.as}]; !ok {
+			gone = append(gone, e)
+		}
+	}
+	for t, seed := range targets {
+		k := key{t.Addr, c.kinds[t.Spec]}
+		if k.kind != nil && c.entries[k] != nil {
+			continue
+		}
+		k.kind = c.hold(t.Spec)
+		added = append(added, &entry{key: k, record: newRecord(seed, now)})
+	}
+	for _, e := range gone {
+		c.release(e.kind)
+	}
+	demand := 0.0
+	for _, k := range c.kinds {
+		demand += float64(k.refs) / k.spec.Interval.D().Seconds()
+	}
+	// Maps are ranged over in any order; sorting makes Seed repeatable.
+	slices.SortFunc(added, func(a, b *entry) int {
+		return cmp.Or(a.addr.Compare(b.addr), compareSpec(a.kind.as, b.kind.as))
+	})
+	c.replace(gone, added, demand)
+	wake(c.kick)
+}
+
+// hold returns the kind of a spec that one more target uses.
+func (c *Checker) hold(as Spec) *kind {
+	k := c.kinds[as]
+	if k == nil {
+		k = &kind{as: as, spec: as.WithDefaults().clamped()}
+		if k.prober = c.probers[k.spec.Protocol]; k.prober == nil {
+			k.prober = noProber{}
+		}
+		c.mu.Lock()
+		c.kinds[as] = k
+		c.mu.Unlock()
+	}
+	k.refs++
+	return k
+}
+
+func (c *Checker) release(k *kind) {
+	if k.refs--; k.refs == 0 {
+		c.mu.Lock()
+		delete(c.kinds, k.as)
+		c.mu.Unlock()
+	}
+}
+
+// replace is the part of Set that readers and probes wait for.
+func (c *Checker) replace(gone, added []*entry, demand float64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	next := make(map[Target]Result, len(targets))
-	for t, seed := range targets {
-		if r, ok := c.results[t]; ok {
-			seed = r
-		}
-		next[t] = seed
+	for _, e := range gone {
+		delete(c.entries, e.key)
+		c.plan.remove(e)
+		c.settle(e)
 	}
-	c.results = next
+	c.plan.setDemand(demand)
+
+	c.rand.Shuffle(len(added), func(i, j int) { added[i], added[j] = added[j], added[i] })
+	now := c.now()
+	if c.waiting == 0 && len(added) > 0 {
+		c.first = make(chan struct{})
+	}
+	for i, e := range added {
+		c.entries[e.key] = e
+		c.plan.add(e, now+time.Duration(i)*c.plan.gap)
+		c.waitEnd = max(c.waitEnd, e.due+e.kind.spec.Timeout.D())
+	}
+	c.waiting += len(added)
+}
+
+// settle notes that e has had its first probe, or will have none.
+func (c *Checker) settle(e *entry) {
+	if e.settled {
+		return
+	}
+	e.settled = true
+	if c.waiting--; c.waiting == 0 {
+		close(c.first)
+	}
 }
 
 // Result returns what is known about a target; false if it is not in the set.
 func (c *Checker) Result(t Target) (Result, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r, ok := c.results[t]
-	return r, ok
+	e := c.find(t)
+	if e == nil {
+		return Result{}, false
+	}
+	return e.result(), true
 }
 
-// Results returns a copy of what is known about every target.
+// Results returns a copy of what is known about every target. With very many
+// targets prefer Result: the copy holds the schedule up while it is made.
 func (c *Checker) Results() map[Target]Result {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make(map[Target]Result, len(c.results))
-	for t, r := range c.results {
-		all[t] = r
+	all := make(map[Target]Result, len(c.entries))
+	for k, e := range c.entries {
+		all[Target{k.addr, k.kind.as}] = e.result()
 	}
 	return all
 }
 
-// Changed returns a channel of capacity 1 that receives after any target's
-// State, Reason or Answered has changed.
+// Changed returns a channel of capacity 1 that receives after the State, Reason
+// or Answered of any target has changed. It is the same channel in every call,
+// for one receiver.
 func (c *Checker) Changed() <-chan struct{} { return c.changed }
 
 // Hint tells that traffic to the target has just failed: it is probed now, and
-// at the fast pace until it is clear. A hint is no failure itself, and hints that
-// come faster than probes are dropped.
-func (c *Checker) Hint(t Target) {}
+// then at the fast pace as many times as make a verdict. A hint is no failure
+// itself. Hints for targets that are Down are ignored, and so are those that come
+// sooner than an interval, or a second, after the last one.
+func (c *Checker) Hint(t Target) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, now := c.find(t), c.now()
+	if e == nil || e.state == Down || now < e.deaf {
+		return
+	}
+	e.deaf = now + max(e.kind.spec.Interval.D(), time.Second)
+	e.hinted = uint8(e.kind.spec.UnhealthyThreshold)
+	if c.plan.hasten(e, now) {
+		wake(c.kick)
+	}
+}
 
-// Settled reports whether every target has a result that counted, or has had the
-// time for one (its timeout after its first probe was due).
-func (c *Checker) Settled() bool { return true }
+// Settled reports whether every target has had a probe that counted, or the time
+// for one: its timeout has passed since its first probe was due. It is false
+// before Run, unless there are no targets.
+func (c *Checker) Settled() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.unsettled() <= 0
+}
+
+// unsettled returns the time until Settled holds at the latest.
+func (c *Checker) unsettled() time.Duration {
+	if c.waiting == 0 {
+		return 0
+	}
+	return c.waitEnd - c.now()
+}
 
 // WaitFirst waits until Settled, or returns ctx's error.
-func (c *Checker) WaitFirst(ctx context.Context) error { return ctx.Err() }
+func (c *Checker) WaitFirst(ctx context.Context) error {
+	for {
+		c.mu.Lock()
+		left, first := c.unsettled(), c.first
+		c.mu.Unlock()
+		if left <= 0 {
+			return nil
+		}
+		timer := time.NewTimer(left)
+		select {
+		case <-first:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		timer.Stop()
+	}
+}
 
-// Stats returns the checker's own figures.
-func (c *Checker) Stats() Stats { return Stats{} }
+// find returns a target's entry, or nil.
+func (c *Checker) find(t Target) *entry { return c.entries[key{t.Addr, c.kinds[t.Spec]}] }
+
+// now reads the schedule's clock. It stands at 0 until Run begins, so that
+// targets that were set before then are not late.
+func (c *Checker) now() time.Duration {
+	if c.epoch.IsZero() {
+		return 0
+	}
+	return time.Since(c.epoch)
+}
+
+// wake sends without waiting to a channel of capacity 1.
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// noProber stands in for a protocol that nobody speaks. Validate refuses such
+// specs, so this is the edge's own fault.
+type noProber struct{}
+
+func (noProber) Probe(_ context.Context, _ netip.AddrPort, spec Spec) error {
+	return &Failure{Own: true, Text: fmt.Sprintf("protocol %s: no prober", quote(string(spec.Protocol)))}
+}

@@ -7,6 +7,7 @@
 package healthcheck
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -117,6 +118,33 @@ func (s Spec) Validate() []string {
 		complain("healthyThreshold", s.HealthyThreshold, fmt.Sprintf("must be from 1 to %d", MaxThreshold))
 	}
 	return bad
+}
+
+// clamped returns s within the limits, for a caller that did not Validate.
+func (s Spec) clamped() Spec {
+	s.Interval = min(max(s.Interval, MinInterval), MaxInterval)
+	s.Timeout = min(max(s.Timeout, MinTimeout), MaxTimeout, s.Interval)
+	s.UnhealthyThreshold = min(max(s.UnhealthyThreshold, 1), MaxThreshold)
+	s.HealthyThreshold = min(max(s.HealthyThreshold, 1), MaxThreshold)
+	switch {
+	case s.Protocol == TCP:
+		s.Path = ""
+	case pathFault(s.Path) != "":
+		s.Path = DefaultPath
+	}
+	return s
+}
+
+// compareSpec orders specs, in no order that means anything.
+func compareSpec(a, b Spec) int {
+	return cmp.Or(
+		cmp.Compare(a.Protocol, b.Protocol),
+		cmp.Compare(a.Path, b.Path),
+		cmp.Compare(a.Interval, b.Interval),
+		cmp.Compare(a.Timeout, b.Timeout),
+		cmp.Compare(a.UnhealthyThreshold, b.UnhealthyThreshold),
+		cmp.Compare(a.HealthyThreshold, b.HealthyThreshold),
+	)
 }
 
 // pathFault says what would be a right path, or nothing if p is one. The path
