@@ -42,18 +42,38 @@ type job struct {
 	e    *entry
 	due  time.Duration // when it should have started
 	at   time.Duration // when it could have started, with budget and a worker at hand
-	down bool          // the target was Down: the probe counts against their share of workers
+	lane lane          // whose share of workers it takes
+}
+
+// lane is a class of probes that may hold a share of the workers.
+type lane uint8
+
+const (
+	short lane = iota // with a timeout of at most DefaultTimeout
+	long              // with a longer one
+	lost              // with a longer one, of a target that is Down
+	lanes
+)
+
+func (e *entry) lane() lane {
+	switch {
+	case e.kind.spec.Timeout <= DefaultTimeout:
+		return short
+	case e.state == Down:
+		return lost
+	}
+	return long
 }
 
 // schedule decides when which target is probed. It starts nothing and knows no
 // clock; the Checker calls it with its mutex held.
 //
-// Probes run in workers that block, so what must not happen is that targets that
-// never answer hold all of them. The budget bounds how fast workers are taken,
-// the timeout how long: with default timeouts budget × timeout workers are enough
-// even if nothing answers at all. Where timeouts are longer, targets that are
-// already Down can hold half of the workers at most, and wait in a line of their
-// own for them.
+// Probes run in workers that block, so targets that never answer must not hold
+// all of them. The budget bounds how fast workers are taken, the timeout how
+// long: up to DefaultTimeout, budget × timeout workers are enough even if nothing
+// answers at all, and that is how many there are. Probes with longer timeouts may
+// hold half of the workers, those of them whose target is Down another quarter.
+// What is over its share waits in a line of its own, out of the others' way.
 type schedule struct {
 	queue   queue
 	workers int
@@ -62,14 +82,23 @@ type schedule struct {
 	stretch float64       // of regular intervals; at least 1
 	wake    time.Duration // when next must be called again
 
-	flying, flyingDown int
-	full               bool          // next found no worker free
-	freed              time.Duration // when a worker became free after full
-	parked             []*entry      // Down and due, but over their share of workers
+	flying int           // probes under way
+	full   bool          // next found no worker free
+	freed  time.Duration // when a worker became free after full
+	shares [lanes]share
+}
+
+// share is what a lane has of the workers.
+type share struct {
+	flying, most int
+	parked       []*entry // due, but over the share
 }
 
 func (s *schedule) init(budget, workers int) {
 	s.workers = workers
+	s.shares[short].most = workers
+	s.shares[long].most = max(workers/2, 1)
+	s.shares[lost].most = max(workers/4, 1)
 	s.gap = max(time.Second/time.Duration(budget), 1)
 	s.stretch = 1
 	s.wake = never
@@ -121,17 +150,16 @@ func (s *schedule) next(now time.Duration) (job, bool) {
 			return job{}, false
 		}
 		heap.Pop(&s.queue)
-		down := e.state == Down
-		if down {
-			if s.flyingDown >= max(s.workers/2, 1) {
-				s.parked = append(s.parked, e)
-				continue
-			}
-			s.flyingDown++
+		l := e.lane()
+		share := &s.shares[l]
+		if share.flying >= share.most {
+			share.parked = append(share.parked, e)
+			continue
 		}
 		s.flying++
+		share.flying++
 		s.token = max(s.token, now-burst) + s.gap
-		return job{e: e, due: e.due, at: max(at, s.freed), down: down}, true
+		return job{e: e, due: e.due, at: max(at, s.freed), lane: l}, true
 	}
 	s.wake = never
 	return job{}, false
@@ -144,14 +172,12 @@ func (s *schedule) landed(j job, now time.Duration) (again bool) {
 		s.full, s.freed = false, now
 		again = true
 	}
-	if !j.down {
-		return again
-	}
-	s.flyingDown--
-	for len(s.parked) > 0 {
-		e := s.parked[0]
-		s.parked[0] = nil
-		s.parked = s.parked[1:]
+	share := &s.shares[j.lane]
+	share.flying--
+	for len(share.parked) > 0 {
+		e := share.parked[0]
+		share.parked[0] = nil
+		share.parked = share.parked[1:]
 		if !e.gone {
 			s.add(e, now)
 			return true
