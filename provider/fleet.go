@@ -2,6 +2,8 @@ package provider
 
 import (
 	"context"
+	"maps"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -59,33 +61,169 @@ type FleetOptions struct {
 type Fleet struct {
 	options FleetOptions
 	changed chan struct{}
+	kick    chan struct{}
+
+	mu     sync.Mutex
+	wanted map[string]Wanted
+	states map[string]EdgeState
+	// snapshot is what State returned last, nil once it is outdated.
+	snapshot map[string]EdgeState
 }
 
 // NewFleet returns a Fleet of no edges that does nothing until Run.
 func NewFleet(o FleetOptions) *Fleet {
-	return &Fleet{options: o, changed: make(chan struct{}, 1)}
-}
-
-// Run keeps the edges at what was last Set until ctx ends, and returns nil then.
-// It returns ErrNotLeader as soon as it learns that another leads.
-func (f *Fleet) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	if o.Event == nil {
+		o.Event = func(string, string, string, string) {}
+	}
+	return &Fleet{
+		options: o,
+		changed: make(chan struct{}, 1),
+		kick:    make(chan struct{}, 1),
+		states:  make(map[string]EdgeState),
+	}
 }
 
 // Set replaces the edges and what each of them is to do, by name of the Edge
 // object. Only the newest is of interest: what was set before and not yet sent
 // is never sent. An edge that is not in wanted any more is let go and keeps what
 // it holds. Set never blocks.
-func (f *Fleet) Set(wanted map[string]Wanted) {}
+func (f *Fleet) Set(wanted map[string]Wanted) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range f.states {
+		if _, ok := wanted[name]; !ok {
+			delete(f.states, name)
+		}
+	}
+	for name, w := range wanted {
+		st, known := f.states[name]
+		if !known || !f.wanted[name].sameEdge(w.EdgeSpec) {
+			st = EdgeState{Name: name, Since: time.Now()}
+		}
+		st.Desired = w.Config.Revision
+		f.states[name] = st
+	}
+	f.wanted = maps.Clone(wanted)
+	f.snapshot = nil
+	signal(f.kick)
+}
 
 // State returns what is known about each edge that was Set. It must not be
 // changed.
-func (f *Fleet) State() map[string]EdgeState { return nil }
+func (f *Fleet) State() map[string]EdgeState {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.snapshot == nil {
+		f.snapshot = maps.Clone(f.states)
+	}
+	return f.snapshot
+}
 
-// Changed gets a value after State has changed; several changes may be one
-// value. It is for one reader.
+// Changed gets a value after State has changed by what edges did or said;
+// several changes may be one value. It is for one reader.
 func (f *Fleet) Changed() <-chan struct{} { return f.changed }
+
+// Run keeps the edges at what was last Set until ctx ends, and returns nil then.
+// It returns ErrNotLeader as soon as it learns that another leads.
+func (f *Fleet) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	lost := make(chan error, 1)
+	start := func(s *syncer) {
+		ctx, end := context.WithCancel(ctx)
+		s.end = end
+		wg.Go(func() {
+			defer end()
+			defer close(s.ended)
+			if err := s.Run(ctx); err != nil {
+				select {
+				case lost <- err:
+				default:
+				}
+			}
+		})
+	}
+	running := make(map[string]*syncer)
+	for {
+		f.adjust(running, start)
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-lost:
+			return err
+		case <-f.kick:
+		}
+	}
+}
+
+// adjust starts a syncer for every new edge, ends those of edges that are gone
+// or live elsewhere now, and wakes those that have something new to do.
+func (f *Fleet) adjust(running map[string]*syncer, start func(*syncer)) {
+	f.mu.Lock()
+	wanted := f.wanted
+	f.mu.Unlock()
+	for name, s := range running {
+		if _, ok := wanted[name]; !ok {
+			s.end()
+			delete(running, name)
+		}
+	}
+	for name, w := range wanted {
+		s := running[name]
+		if s == nil || !s.spec.sameEdge(w.EdgeSpec) {
+			next := newSyncer(f, w.EdgeSpec)
+			if s != nil {
+				s.end()
+				next.after = s.ended
+			}
+			running[name] = next
+			start(next)
+			continue
+		}
+		s.wake()
+	}
+}
+
+// newest returns what the edge is to do by now, and false if it is not among
+// those that were Set any more.
+func (f *Fleet) newest(spec EdgeSpec) (Wanted, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w, ok := f.wanted[spec.Name]
+	return w, ok && w.sameEdge(spec)
+}
+
+// publish replaces the state of an edge, unless the edge is gone or lives
+// elsewhere now. Readers are told of it if it is news.
+func (f *Fleet) publish(spec EdgeSpec, st EdgeState, news bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w, ok := f.wanted[spec.Name]
+	if !ok || !w.sameEdge(spec) {
+		return
+	}
+	st.Desired = w.Config.Revision
+	f.states[spec.Name] = st
+	f.snapshot = nil
+	if news {
+		signal(f.changed)
+	}
+}
+
+// sameEdge says whether both reach the same edge.
+func (e EdgeSpec) sameEdge(o EdgeSpec) bool {
+	return e.Name == o.Name && e.Endpoint == o.Endpoint && e.ServerName == o.ServerName
+}
+
+// signal leaves a value in a channel of capacity 1 unless there is one already.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
 
 // EdgeState is what is known about one edge.
 type EdgeState struct {
@@ -102,7 +240,8 @@ type EdgeState struct {
 	Info lb.Info
 	// Status is what the edge last said about this cluster.
 	Status lb.Status
-	// Known says that Holds is valid.
+	// Known says that Holds is valid. It is false until the edge was read back
+	// for the first time, and after a write whose answer was lost.
 	Known bool
 	// Holds is what the edge holds, as it last acknowledged or was read back.
 	Holds lb.Config
@@ -117,6 +256,7 @@ type EdgeState struct {
 	// DriftRepaired counts how often the edge had lost or changed its state and
 	// was put right.
 	DriftRepaired uint64
-	// LastContact is when the edge last answered.
+	// LastContact is when the edge last answered. It changes without a value in
+	// Changed.
 	LastContact time.Time
 }

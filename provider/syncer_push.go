@@ -1,0 +1,198 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// push brings the newest that is wanted to the edge. It returns after which time
+// to push again even if nothing changes, zero for never, and an error if the
+// session cannot go on.
+func (c *session) push(ctx context.Context) (again time.Duration, err error) {
+	w, ok := c.fleet.newest(c.spec)
+	if !ok || w.Paused {
+		c.sent = nil
+		return 0, nil
+	}
+	if c.epoch == "" {
+		return 0, fmt.Errorf("edge %q is not claimed yet: %w", c.spec.Name, errRestart)
+	}
+	if c.sent == nil || !c.sent.same(w) {
+		if err := c.send(ctx, w); err != nil {
+			return c.refuse(err)
+		}
+		c.sent, c.refused = &w, 0
+	}
+	return c.confirmHeld(ctx, w)
+}
+
+// send brings what is wanted to the edge, but for what it cannot do and for
+// removals that it holds.
+func (c *session) send(ctx context.Context, w Wanted) error {
+	config, withheld := withhold(w.Config, c.state.Info)
+	c.state.Withheld = withheld
+	if err := c.deliver(ctx, config, func(string) bool { return w.ReleaseRemovals }); err != nil {
+		return err
+	}
+	c.repaired()
+	c.state.Problem = ""
+	c.publish()
+	return nil
+}
+
+// set writes once, and keeps the books about what the edge holds.
+func (c *session) set(ctx context.Context, config lb.Config, confirmed []string) error {
+	receipt, err := within(ctx, setTimeout*c.patience, func(ctx context.Context) (lb.Receipt, error) {
+		return c.balancer.Set(ctx, lb.Write{Epoch: c.epoch, Config: config, ConfirmedRemovals: confirmed})
+	})
+	switch {
+	case err == nil:
+		c.patience = 1
+		c.given, c.digest = &config, receipt.Digest
+		c.recent[receipt.Digest] = true
+		c.state.Holds, c.state.Known = config, true
+		c.state.LastContact = time.Now()
+	case !refusal(err):
+		// Nobody knows whether the edge has it: what is read back is no drift.
+		c.given = nil
+		c.state.Known = false
+		c.grow(err)
+	}
+	return err
+}
+
+// refusal says whether the edge itself has answered that it does not do it, so
+// that nothing has changed there.
+func refusal(err error) bool {
+	for _, kind := range []error{lb.ErrInvalid, lb.ErrUnsupported, lb.ErrConflict, lb.ErrExhausted, lb.ErrNotFound} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// refuse decides how to go on after a write that failed.
+func (c *session) refuse(err error) (again time.Duration, _ error) {
+	c.sent = nil
+	switch {
+	case errors.Is(err, lb.ErrStaleEpoch):
+		c.epoch = ""
+		return 0, fmt.Errorf("edge %q takes our right to write for outdated: %w (%w)", c.spec.Name, errRestart, err)
+	case errors.Is(err, lb.ErrBaseDiffers):
+		return 0, fmt.Errorf("edge %q holds something else than it was given: %w (%w)", c.spec.Name, errRestart, err)
+	case !refusal(err):
+		return 0, fmt.Errorf("writing to edge %q: %w", c.spec.Name, err)
+	}
+	again = backoff(c.refused, maxRefusedBackoff)
+	c.refused++
+	problem := fmt.Sprintf("the edge refuses the configuration: %v", err)
+	if c.state.Problem != problem {
+		c.state.Problem = problem
+		c.log.Warn("edge refuses the configuration, it keeps what it holds; trying again when the configuration changes and in between",
+			zap.Duration("in", again), zap.Error(err))
+		c.publish()
+	}
+	return again, nil
+}
+
+// repaired tells of drift that the write before has put right.
+func (c *session) repaired() {
+	if c.drift == nil {
+		return
+	}
+	c.state.DriftRepaired++
+	c.log.Info("edge is right again", zap.Stringer("difference", c.drift), zap.Uint64("revision", c.given.Revision))
+	c.fleet.options.Event(c.spec.Name, corev1.EventTypeWarning, "DriftRepaired",
+		fmt.Sprintf("the edge did not hold what it had been given (%s), and was put right", c.drift))
+	c.drift = nil
+}
+
+// same says whether o asks for the very same, told by identity where comparing
+// would be dear: a configuration is never changed, so equal maps are the same.
+func (w Wanted) same(o Wanted) bool {
+	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals &&
+		w.Config.Revision == o.Config.Revision &&
+		sameMap(w.Config.Nodes, o.Config.Nodes) &&
+		sameMap(w.Config.Pools, o.Config.Pools) &&
+		sameMap(w.Config.LoadBalancers, o.Config.LoadBalancers)
+}
+
+// withhold returns the configuration without the load balancers that need more
+// than the edge can do, and the reason for each of them.
+func withhold(config lb.Config, info lb.Info) (lb.Config, map[lb.UID]lb.Problem) {
+	var withheld map[lb.UID]lb.Problem
+	for uid, l := range config.LoadBalancers {
+		lacking := l.Lacking(info.Capabilities)
+		if len(lacking) == 0 {
+			continue
+		}
+		if withheld == nil {
+			withheld = make(map[lb.UID]lb.Problem)
+			config.LoadBalancers = maps.Clone(config.LoadBalancers)
+		}
+		names := make([]string, len(lacking))
+		for i, c := range lacking {
+			names[i] = string(c)
+		}
+		withheld[uid] = lb.Problem{
+			Type:  "unsupported",
+			Field: fieldThatNeeds(l, lacking[0]),
+			Detail: fmt.Sprintf("edge %q with engine %q and version %q cannot do: %s",
+				info.Name, info.Engine, info.Version, strings.Join(names, ", ")),
+		}
+	}
+	if withheld == nil {
+		return config, nil
+	}
+	maps.DeleteFunc(config.LoadBalancers, func(uid lb.UID, _ lb.LoadBalancer) bool {
+		_, gone := withheld[uid]
+		return gone
+	})
+	return config, withheld
+}
+
+// fieldThatNeeds returns the path of the field of a load balancer that needs the
+// capability, empty if it is none in particular.
+func fieldThatNeeds(l lb.LoadBalancer, need lb.Capability) string {
+	for i, li := range l.Listeners {
+		switch {
+		case need == lb.Capability(li.Protocol):
+			return fmt.Sprintf("listeners[%d].protocol", i)
+		case li.ProxyProtocol != lb.ProxyOff && need == "proxy-protocol-"+lb.Capability(li.ProxyProtocol):
+			return fmt.Sprintf("listeners[%d].proxyProtocol", i)
+		}
+	}
+	for i, a := range l.Addresses {
+		if need == lb.Capability(lb.FamilyOf(a)) {
+			return fmt.Sprintf("addresses[%d]", i)
+		}
+	}
+	switch need {
+	case lb.CapSourceRanges:
+		return "sourceRanges"
+	case lb.CapAffinity:
+		return "affinity"
+	case lb.CapMaxConnections:
+		return "maxConnections"
+	case lb.Capability(l.Algorithm):
+		return "algorithm"
+	}
+	return ""
+}
+
+// sortedKeys returns the keys of a set in order.
+func sortedKeys(set map[string]bool) []string {
+	return slices.Sorted(maps.Keys(set))
+}

@@ -1,0 +1,126 @@
+package provider
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// session is one conversation with an edge that answers: what is wanted goes
+// out as soon as it changes, while a long poll brings back what became of it.
+type session struct {
+	*syncer
+	polls   chan lb.Cursor
+	answers chan answer
+	// recent are the digests that the edge had, as far as we know, at some time
+	// since the poll under way began: its answer may be older than our last write.
+	recent map[lb.Digest]bool
+	// sent is what was last brought to the edge, to tell wake-ups without news.
+	sent    *Wanted
+	refused int // failures in a row of an edge that answers
+	confirm time.Time
+}
+
+// answer is what came of one long poll.
+type answer struct {
+	delta lb.StatusDelta
+	err   error
+}
+
+func newSession(s *syncer) *session {
+	return &session{
+		syncer:  s,
+		polls:   make(chan lb.Cursor, 1),
+		answers: make(chan answer, 1),
+	}
+}
+
+// Run leads the session until ctx ends or it breaks. It never returns nil
+// before ctx has ended.
+func (c *session) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { c.poll(ctx) })
+	c.ask()
+	for {
+		again, err := c.push(ctx)
+		if err != nil {
+			return err
+		}
+		if err := c.listen(ctx, again); err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// listen takes answers of the edge until there is something to push, which is
+// when the syncer is woken or again has passed, unless that is zero.
+func (c *session) listen(ctx context.Context, again time.Duration) error {
+	var retry <-chan time.Time
+	if again > 0 {
+		timer := time.NewTimer(again)
+		defer timer.Stop()
+		retry = timer.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.kick:
+			return nil
+		case <-retry:
+			return nil
+		case a := <-c.answers:
+			if err := c.take(a); err != nil {
+				return err
+			}
+			c.ask()
+		}
+	}
+}
+
+// poll asks for the status whenever told to.
+func (c *session) poll(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case cursor := <-c.polls:
+			d, err := within(ctx, statusTimeout, func(ctx context.Context) (lb.StatusDelta, error) {
+				return c.balancer.Status(ctx, cursor)
+			})
+			c.answers <- answer{d, err}
+		}
+	}
+}
+
+// ask begins the next poll.
+func (c *session) ask() {
+	c.recent = map[lb.Digest]bool{c.digest: true}
+	c.polls <- c.state.Status.Cursor
+}
+
+// take learns what the edge says, and returns an error if the session cannot go
+// on.
+func (c *session) take(a answer) error {
+	if a.err != nil {
+		return fmt.Errorf("reading the status of edge %q: %w", c.spec.Name, a.err)
+	}
+	was := c.state.Status.Cursor
+	c.state.Status.Apply(a.delta)
+	c.state.LastContact = time.Now()
+	c.fleet.publish(c.spec, c.state, a.delta.Cursor != was || a.delta.Full)
+	if c.epoch != "" && a.delta.Epoch != "" && a.delta.Epoch != c.epoch {
+		c.epoch = ""
+		return fmt.Errorf("edge %q has given our right to write to another, or has lost its state: %w", c.spec.Name, errRestart)
+	}
+	if !c.recent[a.delta.Digest] {
+		return fmt.Errorf("edge %q holds something else than it was given: %w", c.spec.Name, errRestart)
+	}
+	return nil
+}
