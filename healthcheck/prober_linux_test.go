@@ -1,0 +1,88 @@
+package healthcheck
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// hole returns an address of the loopback that answers nothing: the queue of its
+// listener is full, and the kernel drops what comes.
+func hole(t testing.TB) netip.AddrPort {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatalf("socket: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatalf("bind: %v", err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatalf("listen: %v", err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatalf("getsockname: %v", err)
+	}
+	addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(name.(*syscall.SockaddrInet4).Port))
+	for range 20 {
+		conn, err := net.DialTimeout("tcp", addr.String(), 100*time.Millisecond)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	t.Fatalf("%v: still accepts connections with a full queue", addr)
+	return addr
+}
+
+// TestProbesLeaveNothingBehind looks for connections of probes in the kernel's
+// table after they were made.
+func TestProbesLeaveNothingBehind(t *testing.T) {
+	plain := serve(t, stay)
+	web := serve(t, func(c net.Conn) { say("HTTP/1.1 200 OK\r\n\r\n")(c); stay(c) })
+	c := New(Options{})
+	for range 20 {
+		for protocol, addr := range map[Protocol]netip.AddrPort{TCP: plain, HTTP: web} {
+			if err := c.probers[protocol].Probe(t.Context(), addr, Spec{Protocol: protocol, Path: "/"}); err != nil {
+				t.Fatalf("%s probe: %v", protocol, err)
+			}
+		}
+	}
+	var left []string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
+		if left = connections(t, plain, web); len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("connections after 40 probes: %q; want none", left)
+}
+
+// connections lists what the kernel has of an address besides its listener, also
+// in TIME_WAIT.
+func connections(t *testing.T, addrs ...netip.AddrPort) (found []string) {
+	t.Helper()
+	f, err := os.Open("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	const listen = "0A"
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		for _, addr := range addrs {
+			port := fmt.Sprintf(":%04X", addr.Port())
+			if len(fields) > 3 && fields[3] != listen && (strings.HasSuffix(fields[1], port) || strings.HasSuffix(fields[2], port)) {
+				found = append(found, strings.Join(fields[1:4], " "))
+			}
+		}
+	}
+	return found
+}
