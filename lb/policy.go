@@ -1,8 +1,15 @@
 package lb
 
-import "net/netip"
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+)
 
 // Policy is what an edge allows one cluster, from the edge's own configuration.
+// The zero Policy allows no address at all.
 type Policy struct {
 	// AddressRanges are where the cluster's load balancer addresses must lie.
 	AddressRanges []netip.Prefix
@@ -11,7 +18,8 @@ type Policy struct {
 	// NodeRanges are where the addresses of its nodes must lie.
 	NodeRanges []netip.Prefix
 	// MaxLoadBalancers, MaxListeners and MaxNodes limit the size of its
-	// configuration. Beyond them a Set is refused with ErrExhausted.
+	// configuration. Beyond them a Set is refused with ErrExhausted. Zero is
+	// unlimited.
 	MaxLoadBalancers, MaxListeners, MaxNodes int
 }
 
@@ -29,4 +37,125 @@ type Host struct {
 	// the message: "API of the edge". An unspecified address stands for every
 	// address of its family.
 	Reserved map[Frontend]string
+}
+
+// AllowsAddress reports whether a load balancer may have the address.
+func (p Policy) AllowsAddress(a netip.Addr) bool { return within(a, p.AddressRanges) }
+
+// AllowsNode reports whether a node may have the address.
+func (p Policy) AllowsNode(a netip.Addr) bool { return within(a, p.NodeRanges) }
+
+// Admits returns nil if the configuration is not larger than the policy allows,
+// else the ErrExhausted that names every limit that is passed.
+func (p Policy) Admits(c Config) error {
+	listeners := 0
+	for _, l := range c.LoadBalancers {
+		listeners += len(l.Listeners)
+	}
+	var over []string
+	for _, limit := range []struct {
+		what       string
+		have, most int
+	}{
+		{"load balancers", len(c.LoadBalancers), p.MaxLoadBalancers},
+		{"listeners", listeners, p.MaxListeners},
+		{"nodes", len(c.Nodes), p.MaxNodes},
+	} {
+		if limit.most > 0 && limit.have > limit.most {
+			over = append(over, fmt.Sprintf("%d %s where the edge allows %d", limit.have, limit.what, limit.most))
+		}
+	}
+	if over == nil {
+		return nil
+	}
+	return fmt.Errorf("configuration has %s: %w", strings.Join(over, ", "), ErrExhausted)
+}
+
+// ValidatePolicies returns everything that is wrong with the policies of an
+// edge, in a stable order, each an ErrInvalid: ranges that are invalid or not
+// masked, limits that are negative, shared ranges that are not among the address
+// ranges, and address ranges of two clusters that overlap where not both have
+// marked the overlap as shared.
+func ValidatePolicies(policies map[Cluster]Policy) []error {
+	var faults []error
+	complain := func(format string, args ...any) {
+		faults = append(faults, fmt.Errorf(format+": %w", append(args, ErrInvalid)...))
+	}
+	clusters := slices.Sorted(maps.Keys(policies))
+	for i, name := range clusters {
+		p := policies[name]
+		for _, ranges := range [][]netip.Prefix{p.AddressRanges, p.Shared, p.NodeRanges} {
+			for _, r := range ranges {
+				if !r.IsValid() || r != r.Masked() || r.Addr().Is4In6() {
+					complain("cluster %q: range %s is not a range with all bits behind its length zero", name, r)
+				}
+			}
+		}
+		for _, s := range p.Shared {
+			if !covered(s, p.AddressRanges) {
+				complain("cluster %q: shared range %s is not within its address ranges %s", name, s, listed(p.AddressRanges))
+			}
+		}
+		if p.MaxLoadBalancers < 0 || p.MaxListeners < 0 || p.MaxNodes < 0 {
+			complain("cluster %q: a limit is negative; zero is unlimited", name)
+		}
+		for _, other := range clusters[i+1:] {
+			for _, o := range overlaps(p, policies[other]) {
+				complain("address ranges of clusters %q and %q overlap in %s: separate them, or mark it as shared for both", name, other, o)
+			}
+		}
+	}
+	return faults
+}
+
+// overlaps returns where two clusters may both have addresses though not both
+// of them share.
+func overlaps(p, q Policy) []netip.Prefix {
+	var found []netip.Prefix
+	for _, a := range p.AddressRanges {
+		for _, b := range q.AddressRanges {
+			if !a.Overlaps(b) {
+				continue
+			}
+			common := a
+			if b.Bits() > a.Bits() {
+				common = b
+			}
+			if (!covered(common, p.Shared) || !covered(common, q.Shared)) && !slices.Contains(found, common) {
+				found = append(found, common)
+			}
+		}
+	}
+	return found
+}
+
+// covered reports whether one of the ranges has all of p.
+func covered(p netip.Prefix, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool {
+		return r.Bits() <= p.Bits() && r.Overlaps(p)
+	})
+}
+
+func within(a netip.Addr, ranges []netip.Prefix) bool {
+	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+// listed writes a list for a message of bounded length.
+func listed[T any](all []T) string {
+	const shown = 8
+	var b strings.Builder
+	for i, v := range all {
+		if i == shown {
+			fmt.Fprintf(&b, " and %d more", len(all)-shown)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprint(&b, v)
+	}
+	if len(all) == 0 {
+		return "none"
+	}
+	return b.String()
 }

@@ -1,0 +1,411 @@
+package lb
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+)
+
+// A clusterView is a cluster's configuration with what is wrong in it sorted by
+// object, and its nodes as members.
+type clusterView struct {
+	config        Config
+	loadBalancers map[UID][]Complaint
+	pools         map[PoolName]Problem // those that are refused
+	faults        map[NodeName][]Problem
+	members       map[NodeName]*member // the nodes that can be used
+	sorted        map[PoolName][]*member
+}
+
+// A member is a node that can be used, at the addresses that can be.
+type member struct {
+	name     NodeName
+	first    netip.Addr // the most wanted, of whichever family
+	v4, v6   netip.Addr
+	weight   int
+	draining bool
+}
+
+// at returns the member's address of a family, the most wanted one if the
+// family is empty; the zero Addr if it has none.
+func (m *member) at(f Family) netip.Addr {
+	switch f {
+	case IPv4:
+		return m.v4
+	case IPv6:
+		return m.v6
+	}
+	return m.first
+}
+
+func newClusterView(config Config) *clusterView {
+	v := &clusterView{
+		config:        config,
+		loadBalancers: map[UID][]Complaint{},
+		pools:         map[PoolName]Problem{},
+		faults:        map[NodeName][]Problem{},
+		members:       make(map[NodeName]*member, len(config.Nodes)),
+		sorted:        map[PoolName][]*member{},
+	}
+	for _, c := range config.Validate() {
+		switch field := c.Problem.Field; {
+		case c.Node != "" || strings.HasPrefix(field, namelessNode):
+			v.faults[c.Node] = append(v.faults[c.Node], c.Problem)
+		case c.Pool != "" && c.Partial:
+			v.missing(c.Pool, config)
+		case c.Pool != "" || strings.HasPrefix(field, namelessPool):
+			v.pools[c.Pool] = c.Problem
+		default:
+			v.loadBalancers[c.LoadBalancer] = append(v.loadBalancers[c.LoadBalancer], c)
+		}
+	}
+	return v
+}
+
+// missing notes the nodes that a pool lists and the configuration has not.
+func (v *clusterView) missing(pool PoolName, config Config) {
+	for node := range config.Pools[pool] {
+		if _, ok := config.Nodes[node]; !ok && len(v.faults[node]) == 0 {
+			v.faults[node] = []Problem{{
+				Type:   problemNotFound,
+				Detail: fmt.Sprintf("%s: pool %s lists it, but it is none of the nodes of the configuration", quoted(string(node)), quoted(string(pool))),
+			}}
+		}
+	}
+}
+
+// judgeNodes decides for each node whether and where it can be used. It needs to
+// know the addresses of all load balancers.
+func (c *compilation) judgeNodes() {
+	for cluster, view := range c.clusters {
+		policy := c.in.Policies[cluster]
+		for name, n := range view.config.Nodes {
+			if len(view.faults[name]) > 0 {
+				continue
+			}
+			m := &member{name: name, weight: max(n.Weight, 1), draining: n.Draining}
+			for i, a := range n.Addresses {
+				if reason := c.nodeFault(policy, a); reason != "" {
+					view.faults[name] = append(view.faults[name], Problem{Type: problemInvalid, Field: fmt.Sprintf("addresses[%d]", i), Detail: fmt.Sprintf("%s: %s", a, reason)})
+					continue
+				}
+				m.use(a)
+			}
+			if m.first.IsValid() {
+				view.members[name] = m
+			}
+		}
+		for name, problems := range view.faults {
+			into := c.out.Nodes
+			if view.members[name] != nil {
+				into = c.out.NodeWarnings
+			}
+			if into[cluster] == nil {
+				into[cluster] = map[NodeName]Problem{}
+			}
+			into[cluster][name] = joined(problems)
+		}
+	}
+}
+
+func (m *member) use(a netip.Addr) {
+	if !m.first.IsValid() {
+		m.first = a
+	}
+	of := &m.v6
+	if a.Is4() {
+		of = &m.v4
+	}
+	if !of.IsValid() {
+		*of = a
+	}
+}
+
+// nodeFault says why this edge will not connect to an address of a node.
+func (c *compilation) nodeFault(p Policy, a netip.Addr) string {
+	switch {
+	case !p.AllowsNode(a):
+		return "is outside the node ranges that this edge allows the cluster, " + listed(p.NodeRanges)
+	case c.own[a]:
+		return "is an address of the edge itself"
+	case c.taken[a]:
+		return "is the address of a load balancer"
+	}
+	return ""
+}
+
+// A namedCheck is a check with its defaults filled in, and its name.
+type namedCheck struct {
+	HealthCheck
+	id CheckID
+}
+
+func (c *compilation) check(h HealthCheck) namedCheck {
+	n, known := c.checks[h]
+	if !known {
+		n = namedCheck{HealthCheck: h, id: h.ID()}
+		n.Spec = h.Spec.WithDefaults()
+		c.checks[h] = n
+	}
+	return n
+}
+
+// A scopeKey names a set of nodes under one check: a whole pool, or what one
+// load balancer leaves of it.
+type scopeKey struct {
+	cluster Cluster
+	check   CheckID
+	pool    PoolName
+	uid     UID // empty for the whole pool
+}
+
+// A scope is what is to be probed together.
+type scope struct {
+	check   namedCheck
+	members []*member
+	tcp     userPort // the smallest user
+	lacking map[Family]int
+}
+
+// A userPort is a TCP target port in use, and by whom. The zero value is none.
+type userPort struct {
+	uid  UID
+	port uint16
+}
+
+// less orders ports in use; none comes last.
+func (u userPort) less(o userPort) bool {
+	switch {
+	case u.port == 0 || o.port == 0:
+		return u.port != 0
+	case u.uid != o.uid:
+		return u.uid < o.uid
+	}
+	return u.port < o.port
+}
+
+func (l *candidate) scopeKey(check CheckID) scopeKey {
+	k := scopeKey{cluster: l.owner.Cluster, check: check, pool: l.Pool}
+	if l.Members != nil {
+		k.uid = l.owner.UID
+	}
+	return k
+}
+
+// scope returns the nodes that a load balancer reaches, with its check.
+func (c *compilation) scope(l *candidate, check namedCheck) *scope {
+	key := l.scopeKey(check.id)
+	s := c.scopes[key]
+	if s == nil {
+		view := c.clusters[l.owner.Cluster]
+		s = &scope{check: check, members: view.pool(l.Pool)}
+		if l.Members != nil {
+			s.members = view.narrowed(l.Pool, l.Members)
+		}
+		c.scopes[key] = s
+	}
+	return s
+}
+
+// pool returns the members of a pool that can be used, sorted.
+func (v *clusterView) pool(name PoolName) []*member {
+	members, known := v.sorted[name]
+	if !known {
+		members = v.pick(maps.Keys(v.config.Pools[name]))
+		v.sorted[name] = members
+	}
+	return members
+}
+
+// narrowed returns those members of a pool that can be used and are in a set.
+func (v *clusterView) narrowed(name PoolName, set map[NodeName]Member) []*member {
+	pool := v.config.Pools[name]
+	return v.pick(func(yield func(NodeName) bool) {
+		for node := range set {
+			if _, in := pool[node]; in && !yield(node) {
+				return
+			}
+		}
+	})
+}
+
+func (v *clusterView) pick(names func(func(NodeName) bool)) []*member {
+	var members []*member
+	for name := range names {
+		if m := v.members[name]; m != nil {
+			members = append(members, m)
+		}
+	}
+	slices.SortFunc(members, func(a, b *member) int { return cmp.Compare(a.name, b.name) })
+	return members
+}
+
+// note remembers that a listener of a load balancer is served.
+func (c *compilation) note(l *candidate, check namedCheck, li Listener) {
+	s := c.scope(l, check)
+	user := userPort{l.owner.UID, li.TargetPort}
+	if li.Protocol == TCP && user.less(s.tcp) {
+		s.tcp = user
+	}
+}
+
+// warn notes nodes of a load balancer that do not speak its address families:
+// it is served without them, which nobody would see otherwise.
+func (c *compilation) warn(l *candidate, check namedCheck) {
+	s := c.scope(l, check)
+	if len(s.members) == 0 {
+		return
+	}
+	for i, a := range l.Addresses {
+		family := FamilyOf(a)
+		if s.without(family) == len(s.members) {
+			l.problems = append(l.problems, Problem{
+				Type: problemNotFound, Field: fmt.Sprintf("addresses[%d]", i),
+				Detail: fmt.Sprintf("%s: none of the %d nodes has an %s address, so connections are refused", a, len(s.members), family),
+			})
+		}
+	}
+	if n := s.without(check.Family); n > 0 {
+		l.problems = append(l.problems, Problem{
+			Type: problemNotFound, Field: "healthCheck.family",
+			Detail: fmt.Sprintf("%s: %d of %d nodes have no such address to be probed at, and never count as up", check.Family, n, len(s.members)),
+		})
+	}
+}
+
+// without counts the members that have no address of a family.
+func (s *scope) without(f Family) int {
+	n, known := s.lacking[f]
+	if known {
+		return n
+	}
+	for _, m := range s.members {
+		if !m.at(f).IsValid() {
+			n++
+		}
+	}
+	if s.lacking == nil {
+		s.lacking = map[Family]int{}
+	}
+	s.lacking[f] = n
+	return n
+}
+
+// gatherChecks tells what has to be probed.
+func (c *compilation) gatherChecks() {
+	type target struct {
+		cluster Cluster
+		check   CheckID
+		node    NodeName
+	}
+	users := map[target]userPort{}
+	for key, s := range c.scopes {
+		checks := c.out.Checks[key.cluster]
+		if checks == nil {
+			checks = map[CheckID]Check{}
+			c.out.Checks[key.cluster] = checks
+		}
+		check, known := checks[key.check]
+		if !known {
+			check = Check{
+				HealthCheck: s.check.HealthCheck,
+				Members:     make(map[NodeName]netip.Addr, len(s.members)),
+				Substitute:  make(map[NodeName]uint16, len(s.members)),
+			}
+			checks[key.check] = check
+		}
+		for _, m := range s.members {
+			a := m.at(s.check.Family)
+			if !a.IsValid() {
+				continue
+			}
+			check.Members[m.name] = a
+			t := target{key.cluster, key.check, m.name}
+			if s.tcp.less(users[t]) {
+				users[t] = s.tcp
+				check.Substitute[m.name] = s.tcp.port
+			}
+		}
+	}
+}
+
+// A groupKey is everything that a group's backends depend on.
+type groupKey struct {
+	scopeKey
+	failOpen bool
+	family   Family
+}
+
+// A recipe makes a group as soon as health is known.
+type recipe struct {
+	id       GroupID
+	check    namedCheck
+	failOpen bool
+	members  []*member // those with an address of the family
+}
+
+// group returns the group of backends of a load balancer for one family, and
+// plans it if that was not done yet.
+func (c *compilation) group(l *candidate, check namedCheck, family Family) GroupID {
+	key := groupKey{l.scopeKey(check.id), l.FailOpen, family}
+	if id, known := c.groups[key]; known {
+		return id
+	}
+	id := GroupID{Cluster: l.owner.Cluster, Name: groupName(l, check.id), Family: family}
+	c.groups[key] = id
+	s := c.scope(l, check)
+	members := s.members
+	if s.without(family) > 0 {
+		members = slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return !m.at(family).IsValid() })
+	}
+	c.recipes = append(c.recipes, recipe{id, check, l.FailOpen, members})
+	return id
+}
+
+// groupName names a group for what it is there for: a load balancer's own by its
+// UID, which has no white space, a shared one by its pool and check.
+func groupName(l *candidate, check CheckID) string {
+	if l.Members != nil {
+		return string(l.owner.UID)
+	}
+	if l.FailOpen {
+		return fmt.Sprintf("%s (%s, fail open)", l.Pool, check)
+	}
+	return fmt.Sprintf("%s (%s)", l.Pool, check)
+}
+
+// make is where health meets traffic.
+func (r recipe) make(health Health) Group {
+	g := Group{Backends: make([]Backend, len(r.members))}
+	active := 0
+	for i, m := range r.members {
+		b := Backend{Node: m.name, Addr: m.at(r.id.Family), Weight: m.weight, Check: r.check.id}
+		b.State = m.state(health(r.id.Cluster, r.check.HealthCheck, m.name))
+		if b.State == Active {
+			active++
+		}
+		g.Backends[i] = b
+	}
+	if active == 0 && r.failOpen && len(g.Backends) > 0 {
+		g.FailingOpen = true
+		for i := range g.Backends {
+			g.Backends[i].State = Active
+		}
+	}
+	return g
+}
+
+func (m *member) state(h MemberHealth) BackendState {
+	switch {
+	case h.State == healthcheck.Down && h.Dead:
+		return Dead
+	case h.State == healthcheck.Up && !m.draining:
+		return Active
+	}
+	return Draining
+}
