@@ -1,0 +1,103 @@
+// Package space enters Linux namespaces. A Space is known by the process that
+// holds it open; nothing is mounted or named anywhere, so that a space is gone
+// with its last process.
+//
+// Entering changes the calling thread, which a Go program must take care of:
+// Net changes only the network namespace and changes it back, so that the
+// thread can be used again. Start and the child of Start live in all
+// namespaces, and their thread is thrown away.
+package space
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Space is the set of namespaces of one process.
+type Space struct {
+	// PID is the process that holds the namespaces, usually an anchor.
+	PID int
+}
+
+// Net runs f on a thread inside the network namespace of s and returns its
+// error. What f creates (sockets above all) stays in that namespace; a
+// goroutine that f starts does not. Safe for concurrent use.
+func (s Space) Net(f func() error) error {
+	runtime.LockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer own.Close()
+	if err := s.enterNet(); err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	// A panic in f ends the goroutine locked, and the runtime ends the thread.
+	err = f()
+	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+		// Still locked: the thread ends with its goroutine instead of
+		// going back to the pool in a foreign namespace.
+		return fmt.Errorf("leave the network namespace of process %d: %w", s.PID, back)
+	}
+	runtime.UnlockOSThread()
+	return err
+}
+
+// Start starts cmd in all namespaces of s: network, mounts, host name, IPC and
+// process numbers. Paths in cmd are those of its mount namespace.
+func (s Space) Start(cmd *exec.Cmd) error {
+	done := make(chan error)
+	go s.start(cmd, done)
+	return <-done
+}
+
+// start never unlocks its thread, so the runtime ends it: a thread cannot come
+// back from another mount namespace.
+func (s Space) start(cmd *exec.Cmd, done chan<- error) {
+	runtime.LockOSThread()
+	if err := s.Attach(); err != nil {
+		done <- err
+		return
+	}
+	done <- cmd.Start()
+}
+
+// Attach moves the calling thread, which must be locked to its goroutine for
+// good, into all namespaces of s. Process numbers are those of s only for
+// processes that the thread starts afterwards.
+func (s Space) Attach() error {
+	// Threads share their working directory and root; a mount namespace can
+	// only be entered by one that does not.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare working directory: %w", err)
+	}
+	// One call enters all, so /proc may show another world in between.
+	fd, err := unix.PidfdOpen(s.PID, 0)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", s.PID, err)
+	}
+	defer unix.Close(fd)
+	const all = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNS
+	if err := unix.Setns(fd, all); err != nil {
+		return fmt.Errorf("enter the namespaces of process %d: %w", s.PID, err)
+	}
+	return nil
+}
+
+func (s Space) enterNet() error {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", s.PID))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter the network namespace of process %d: %w", s.PID, err)
+	}
+	return nil
+}
