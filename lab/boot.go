@@ -28,14 +28,14 @@ type hostFiles struct {
 }
 
 // power boots a host of the plan and connects it.
-func (l *Lab) power(ctx context.Context, h *Host, p place) error {
+func (l *Lab) power(h *Host, p place) error {
 	var files hostFiles
 	sysctls := map[string]string{}
 	if p.kind == nodeKind {
 		files = hostFiles{ownVar: true, cover: kubeletSysctls}
 		sysctls = forwarding
 	}
-	if err := l.boot(ctx, h, files); err != nil {
+	if err := l.boot(h, files); err != nil {
 		return err
 	}
 	if err := h.loopback(sysctls); err != nil {
@@ -46,12 +46,12 @@ func (l *Lab) power(ctx context.Context, h *Host, p place) error {
 
 // boot starts the host's first process in new namespaces and waits until it
 // has set the host up.
-func (l *Lab) boot(ctx context.Context, h *Host, files hostFiles) error {
+func (l *Lab) boot(h *Host, files hostFiles) error {
 	desc, err := l.describe(h, files)
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, l.bin("anchor"), "hold")
+	cmd := exec.Command(l.bin("anchor"), "hold")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true,
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET |

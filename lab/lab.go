@@ -61,6 +61,7 @@ type Lab struct {
 
 	mu     sync.Mutex
 	ledger *ledger.Ledger
+	down   bool
 	all    []*Process // every process, for the state file
 }
 
@@ -143,7 +144,7 @@ var contents = []string{"bin", "etcd", "host", "image", "kubectl", "kubeconfig",
 
 func (l *Lab) up(ctx context.Context) error {
 	l.say("lab %q: %d nodes, %d edges, %d clients, in %s", l.Options.Name, l.Options.Nodes, l.Options.Edges, l.Options.Clients, l.Options.Dir)
-	if err := l.makeHosts(ctx); err != nil {
+	if err := l.makeHosts(); err != nil {
 		return err
 	}
 	if err := l.configure(); err != nil {
@@ -161,9 +162,9 @@ func (l *Lab) up(ctx context.Context) error {
 }
 
 // makeHosts makes the fabric and all hosts of the plan, connected.
-func (l *Lab) makeHosts(ctx context.Context) error {
+func (l *Lab) makeHosts() error {
 	l.layOut()
-	if err := l.boot(ctx, l.Fabric, hostFiles{}); err != nil {
+	if err := l.boot(l.Fabric, hostFiles{}); err != nil {
 		return err
 	}
 	if err := l.makeFabric(); err != nil {
@@ -171,7 +172,7 @@ func (l *Lab) makeHosts(ctx context.Context) error {
 	}
 	var g errgroup.Group
 	for _, p := range plan(l.Options) {
-		g.Go(func() error { return l.power(ctx, l.Host(p.name), p) })
+		g.Go(func() error { return l.power(l.Host(p.name), p) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -244,6 +245,9 @@ func (l *Lab) Down() error {
 	start := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.down {
+		return nil // the directory may be another lab's by now
+	}
 	err := ledger.Clean(l.Options.Dir)
 	if l.guard != nil {
 		err = errors.Join(err, l.guard.dismiss())
@@ -251,6 +255,7 @@ func (l *Lab) Down() error {
 	if err != nil {
 		return fmt.Errorf("take lab %q down: %w", l.Options.Name, err)
 	}
+	l.down = true
 	l.say("lab %q is down, in %.1f s", l.Options.Name, time.Since(start).Seconds())
 	return nil
 }

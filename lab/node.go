@@ -26,7 +26,7 @@ type Node struct {
 func (n *Node) Kill() error { return n.kill() }
 
 // Boot brings a killed node back with the disk that it had.
-func (n *Node) Boot(ctx context.Context) error {
+func (n *Node) Boot() error {
 	if n.Alive() {
 		return nil
 	}
@@ -35,7 +35,7 @@ func (n *Node) Boot(ctx context.Context) error {
 		if p.name != n.Name {
 			continue
 		}
-		if err := l.power(ctx, n.Host, p); err != nil {
+		if err := l.power(n.Host, p); err != nil {
 			return err
 		}
 	}

@@ -27,45 +27,65 @@ type Space struct {
 // error. What f creates (sockets above all) stays in that namespace; a
 // goroutine that f starts does not. Safe for concurrent use.
 func (s Space) Net(f func() error) error {
-	runtime.LockOSThread()
+	var err error
+	offMain(func() { err = s.net(f) })
+	return err
+}
+
+// net is called with the thread locked, and leaves one lock on it when it could
+// not bring the thread back.
+func (s Space) net(f func() error) error {
 	own, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		runtime.UnlockOSThread()
 		return err
 	}
 	defer own.Close()
 	if err := s.enterNet(); err != nil {
-		runtime.UnlockOSThread()
 		return err
 	}
-	// A panic in f ends the goroutine locked, and the runtime ends the thread.
 	err = f()
 	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
-		// Still locked: the thread ends with its goroutine instead of
-		// going back to the pool in a foreign namespace.
+		runtime.LockOSThread()
 		return fmt.Errorf("leave the network namespace of process %d: %w", s.PID, back)
 	}
-	runtime.UnlockOSThread()
 	return err
 }
 
 // Start starts cmd in all namespaces of s: network, mounts, host name, IPC and
 // process numbers. Paths in cmd are those of its mount namespace.
 func (s Space) Start(cmd *exec.Cmd) error {
-	done := make(chan error)
-	go s.start(cmd, done)
-	return <-done
+	var err error
+	offMain(func() {
+		// The runtime ends a thread whose goroutine ends locked: it cannot
+		// come back from another mount namespace.
+		runtime.LockOSThread()
+		if err = s.Attach(); err == nil {
+			err = cmd.Start()
+		}
+	})
+	return err
 }
 
-// start never unlocks its thread, so the runtime ends it: a thread cannot come
-// back from another mount namespace.
-func (s Space) start(cmd *exec.Cmd, done chan<- error) {
+// offMain runs f in a goroutine locked to a thread that is not the program's
+// first. That one stands for the whole process in /proc/self, and would stay in
+// foreign namespaces for good, since the runtime cannot end it.
+func offMain(f func()) {
+	done := make(chan struct{})
+	go locked(f, done)
+	<-done
+}
+
+func locked(f func(), done chan<- struct{}) {
+	defer close(done)
 	runtime.LockOSThread()
-	if err := s.Attach(); err != nil {
-		done <- err
+	if unix.Gettid() == unix.Getpid() {
+		// Holding this thread, f gets another.
+		offMain(f)
+		runtime.UnlockOSThread()
 		return
 	}
-	done <- cmd.Start()
+	f()
+	runtime.UnlockOSThread()
 }
 
 // Attach moves the calling thread, which must be locked to its goroutine for

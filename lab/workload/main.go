@@ -8,7 +8,8 @@
 //	TCP echo on :7000  the pod's name in a line, then whatever it is sent
 //	UDP echo on :7001  "POD PAYLOAD" for each datagram
 //
-// POD and NODE come from the variables POD_NAME and NODE_NAME. On SIGTERM it
+// POD and NODE come from the variables POD_NAME (else the host name) and
+// NODE_NAME. On SIGTERM it
 // fails its health check, waits for requests to end (ten seconds at most), and
 // ends.
 package main
@@ -37,7 +38,11 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	a := app{pod: getenv("POD_NAME"), node: getenv("NODE_NAME"), ending: ctx}
+	host, err := os.Hostname() // a pod's host name is its own
+	if err != nil {
+		return err
+	}
+	a := app{pod: getenv("POD_NAME", host), node: getenv("NODE_NAME", "an unnamed node"), ending: ctx}
 	tcp, err := net.Listen("tcp", ":7000")
 	if err != nil {
 		return err
@@ -147,9 +152,9 @@ func number(r *http.Request, name string, most int64) int64 {
 	return min(n, most)
 }
 
-func getenv(name string) string {
+func getenv(name, otherwise string) string {
 	if v := os.Getenv(name); v != "" {
 		return v
 	}
-	return "unknown"
+	return otherwise
 }
