@@ -274,7 +274,7 @@ func (c *compilation) admitAddresses(l *candidate) {
 // route. Load balancers must come in the order of their claims.
 func (c *compilation) serve(l *candidate) {
 	check := c.check(l.HealthCheck)
-	c.warn(l, check)
+	appears := false
 	for i, li := range l.Listeners {
 		served := false
 		for _, a := range l.Addresses {
@@ -288,7 +288,11 @@ func (c *compilation) serve(l *candidate) {
 		}
 		if served {
 			c.note(l, check, li)
+			appears = true
 		}
+	}
+	if appears {
+		c.warn(l, check)
 	}
 }
 
@@ -296,9 +300,9 @@ func (c *compilation) serve(l *candidate) {
 func (c *compilation) holder(l *candidate, f Frontend) string {
 	if held, ok := c.out.Table.Routes[f]; ok {
 		if held.Owner.Cluster != l.owner.Cluster {
-			return "another cluster, whose claim is older"
+			return "another cluster, whose claim comes first"
 		}
-		return quoted(fmt.Sprintf("%s/%s", held.Owner.Cluster, held.Name)) + ", whose claim is older"
+		return quoted(fmt.Sprintf("%s/%s", held.Owner.Cluster, held.Name)) + ", whose claim comes first"
 	}
 	if len(c.in.Host.Reserved) == 0 {
 		return ""

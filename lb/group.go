@@ -166,10 +166,11 @@ type scopeKey struct {
 
 // A scope is what is to be probed together.
 type scope struct {
+	cluster Cluster
 	check   namedCheck
 	members []*member
-	tcp     userPort // the smallest user
-	lacking map[Family]int
+	lacking map[Family]int // how many members have no address of it
+	tcp     userPort       // the smallest user
 }
 
 // A userPort is a TCP target port in use, and by whom. The zero value is none.
@@ -178,15 +179,12 @@ type userPort struct {
 	port uint16
 }
 
-// less orders ports in use; none comes last.
-func (u userPort) less(o userPort) bool {
-	switch {
-	case u.port == 0 || o.port == 0:
-		return u.port != 0
-	case u.uid != o.uid:
-		return u.uid < o.uid
+// compare orders ports in use; none comes last.
+func (u userPort) compare(o userPort) int {
+	if (u.port == 0) != (o.port == 0) {
+		return cmp.Compare(o.port, u.port)
 	}
-	return u.port < o.port
+	return cmp.Or(cmp.Compare(u.uid, o.uid), cmp.Compare(u.port, o.port))
 }
 
 func (l *candidate) scopeKey(check CheckID) scopeKey {
@@ -203,13 +201,27 @@ func (c *compilation) scope(l *candidate, check namedCheck) *scope {
 	s := c.scopes[key]
 	if s == nil {
 		view := c.clusters[l.owner.Cluster]
-		s = &scope{check: check, members: view.pool(l.Pool)}
+		s = &scope{cluster: l.owner.Cluster, check: check, members: view.pool(l.Pool)}
 		if l.Members != nil {
 			s.members = view.narrowed(l.Pool, l.Members)
 		}
+		s.lacking = lacking(s.members)
 		c.scopes[key] = s
 	}
 	return s
+}
+
+// lacking counts for each family the members without an address of it.
+func lacking(members []*member) map[Family]int {
+	n := map[Family]int{}
+	for _, m := range members {
+		for _, f := range []Family{IPv4, IPv6} {
+			if !m.at(f).IsValid() {
+				n[f]++
+			}
+		}
+	}
+	return n
 }
 
 // pool returns the members of a pool that can be used, sorted.
@@ -249,7 +261,7 @@ func (v *clusterView) pick(names func(func(NodeName) bool)) []*member {
 func (c *compilation) note(l *candidate, check namedCheck, li Listener) {
 	s := c.scope(l, check)
 	user := userPort{l.owner.UID, li.TargetPort}
-	if li.Protocol == TCP && user.less(s.tcp) {
+	if li.Protocol == TCP && user.compare(s.tcp) < 0 {
 		s.tcp = user
 	}
 }
@@ -263,14 +275,14 @@ func (c *compilation) warn(l *candidate, check namedCheck) {
 	}
 	for i, a := range l.Addresses {
 		family := FamilyOf(a)
-		if s.without(family) == len(s.members) {
+		if s.lacking[family] == len(s.members) {
 			l.problems = append(l.problems, Problem{
 				Type: problemNotFound, Field: fmt.Sprintf("addresses[%d]", i),
-				Detail: fmt.Sprintf("%s: none of the %d nodes has an %s address, so connections are refused", a, len(s.members), family),
+				Detail: fmt.Sprintf("%s: none of the nodes has an %s address, so connections are refused", a, family),
 			})
 		}
 	}
-	if n := s.without(check.Family); n > 0 {
+	if n := s.lacking[check.Family]; n > 0 {
 		l.problems = append(l.problems, Problem{
 			Type: problemNotFound, Field: "healthCheck.family",
 			Detail: fmt.Sprintf("%s: %d of %d nodes have no such address to be probed at, and never count as up", check.Family, n, len(s.members)),
@@ -278,46 +290,23 @@ func (c *compilation) warn(l *candidate, check namedCheck) {
 	}
 }
 
-// without counts the members that have no address of a family.
-func (s *scope) without(f Family) int {
-	n, known := s.lacking[f]
-	if known {
-		return n
-	}
-	for _, m := range s.members {
-		if !m.at(f).IsValid() {
-			n++
-		}
-	}
-	if s.lacking == nil {
-		s.lacking = map[Family]int{}
-	}
-	s.lacking[f] = n
-	return n
-}
-
 // gatherChecks tells what has to be probed.
 func (c *compilation) gatherChecks() {
-	type target struct {
-		cluster Cluster
-		check   CheckID
-		node    NodeName
-	}
-	users := map[target]userPort{}
-	for key, s := range c.scopes {
-		checks := c.out.Checks[key.cluster]
+	scopes := slices.SortedFunc(maps.Values(c.scopes), func(a, b *scope) int { return a.tcp.compare(b.tcp) })
+	for _, s := range scopes {
+		checks := c.out.Checks[s.cluster]
 		if checks == nil {
 			checks = map[CheckID]Check{}
-			c.out.Checks[key.cluster] = checks
+			c.out.Checks[s.cluster] = checks
 		}
-		check, known := checks[key.check]
+		check, known := checks[s.check.id]
 		if !known {
 			check = Check{
 				HealthCheck: s.check.HealthCheck,
 				Members:     make(map[NodeName]netip.Addr, len(s.members)),
 				Substitute:  make(map[NodeName]uint16, len(s.members)),
 			}
-			checks[key.check] = check
+			checks[s.check.id] = check
 		}
 		for _, m := range s.members {
 			a := m.at(s.check.Family)
@@ -325,9 +314,8 @@ func (c *compilation) gatherChecks() {
 				continue
 			}
 			check.Members[m.name] = a
-			t := target{key.cluster, key.check, m.name}
-			if s.tcp.less(users[t]) {
-				users[t] = s.tcp
+			// The scopes come in the order of their users, none last.
+			if _, known := check.Substitute[m.name]; !known && s.tcp.port != 0 {
 				check.Substitute[m.name] = s.tcp.port
 			}
 		}
@@ -360,7 +348,7 @@ func (c *compilation) group(l *candidate, check namedCheck, family Family) Group
 	c.groups[key] = id
 	s := c.scope(l, check)
 	members := s.members
-	if s.without(family) > 0 {
+	if s.lacking[family] > 0 {
 		members = slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return !m.at(family).IsValid() })
 	}
 	c.recipes = append(c.recipes, recipe{id, check, l.FailOpen, members})
