@@ -99,6 +99,13 @@ func (r *rig) set(name string, c lb.Config, change ...func(*Wanted)) {
 	r.fleet.Set(r.wanted)
 }
 
+// with changes what the fakes answer.
+func (r *rig) with(change func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change()
+}
+
 func paused(w *Wanted)   { w.Paused = true }
 func released(w *Wanted) { w.ReleaseRemovals = true }
 

@@ -115,11 +115,12 @@ func (c *session) take(a answer) error {
 	c.state.Status.Apply(a.delta)
 	c.state.LastContact = time.Now()
 	c.fleet.publish(c.spec, c.state, a.delta.Cursor != was || a.delta.Full)
-	if c.epoch != "" && a.delta.Epoch != "" && a.delta.Epoch != c.epoch {
+	drifted := !c.recent[a.delta.Digest]
+	if c.epoch != "" && a.delta.Epoch != c.epoch && (a.delta.Epoch != "" || drifted) {
 		c.epoch = ""
 		return fmt.Errorf("edge %q has given our right to write to another, or has lost its state: %w", c.spec.Name, errRestart)
 	}
-	if !c.recent[a.delta.Digest] {
+	if drifted {
 		return fmt.Errorf("edge %q holds something else than it was given: %w", c.spec.Name, errRestart)
 	}
 	return nil
