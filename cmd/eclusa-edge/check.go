@@ -115,9 +115,8 @@ func (k *checker) proxy(p ProxyConfig) {
 	const most = 16 << 20
 	k.duration("proxy.dialTimeout", p.DialTimeout, 10*time.Millisecond, time.Minute)
 	k.between("proxy.maxConnections", int64(p.MaxConnections), 0, most)
-	k.between("proxy.maxUDPSessions", int64(p.MaxUDPSessions), 1, most)
-	k.between("proxy.maxUDPSessionsPerFrontend", int64(p.MaxUDPSessionsPerFrontend), 1, most)
-	k.between("proxy.maxUDPSessionsPerSource", int64(p.MaxUDPSessionsPerSource), 1, most)
+	k.between("proxy.udpSessionsPerFrontend", int64(p.UDPSessionsPerFrontend), 1, most)
+	k.between("proxy.udpSessionsPerSource", int64(p.UDPSessionsPerSource), 1, most)
 }
 
 func (k *checker) clusters(clusters []ClusterConfig) {

@@ -77,11 +77,10 @@ type HealthConfig struct {
 
 // ProxyConfig tunes the engine "proxy".
 type ProxyConfig struct {
-	DialTimeout               healthcheck.Duration `yaml:"dialTimeout"`
-	MaxConnections            int                  `yaml:"maxConnections"`
-	MaxUDPSessions            int                  `yaml:"maxUDPSessions"`
-	MaxUDPSessionsPerFrontend int                  `yaml:"maxUDPSessionsPerFrontend"`
-	MaxUDPSessionsPerSource   int                  `yaml:"maxUDPSessionsPerSource"`
+	DialTimeout            healthcheck.Duration `yaml:"dialTimeout"`
+	MaxConnections         int                  `yaml:"maxConnections"`
+	UDPSessionsPerFrontend int                  `yaml:"udpSessionsPerFrontend"`
+	UDPSessionsPerSource   int                  `yaml:"udpSessionsPerSource"`
 }
 
 // LogConfig says what is logged and how.
@@ -103,10 +102,9 @@ func DefaultConfig() Config {
 		Announce:   AnnounceConfig{Mode: announceNone},
 		Health:     HealthConfig{ProbesPerSecond: 2000},
 		Proxy: ProxyConfig{
-			DialTimeout:               healthcheck.Duration(500 * time.Millisecond),
-			MaxUDPSessions:            65536,
-			MaxUDPSessionsPerFrontend: 16384,
-			MaxUDPSessionsPerSource:   1024,
+			DialTimeout:            healthcheck.Duration(500 * time.Millisecond),
+			UDPSessionsPerFrontend: 8192,
+			UDPSessionsPerSource:   1024,
 		},
 		DrainTimeout: healthcheck.Duration(30 * time.Second),
 		Log:          LogConfig{Level: "info", Format: "console"},

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/lb/rest"
+)
+
+// lookInterval is how often files are looked at for changes, at most.
+const lookInterval = time.Second
+
+// identity is the edge's certificate and the CA of its clients, read again when
+// the files change. What was read last stays in use while they cannot be read.
+type identity struct {
+	certFile, keyFile, caFile string
+	log                       *zap.Logger
+	now                       func() time.Time
+
+	mu      sync.Mutex
+	looked  time.Time
+	seen    [3]fileVersion
+	cert    *tls.Certificate
+	clients *x509.CertPool
+}
+
+// fileVersion tells whether a file has changed.
+type fileVersion struct {
+	modified time.Time
+	size     int64
+}
+
+// newIdentity reads the files for the first time.
+func newIdentity(c APIConfig, log *zap.Logger) (*identity, error) {
+	i := &identity{certFile: c.CertFile, keyFile: c.KeyFile, caFile: c.ClientCAFile, log: log, now: time.Now}
+	i.seen = i.versions()
+	if err := i.read(); err != nil {
+		return nil, err
+	}
+	i.looked = i.now()
+	if left := time.Until(i.cert.Leaf.NotAfter); left < 30*24*time.Hour {
+		log.Warn("the certificate of the API expires soon; make a new one with: eclusa-edge pki edge --force",
+			zap.String("file", i.certFile), zap.Time("expires", i.cert.Leaf.NotAfter))
+	}
+	return i, nil
+}
+
+func (i *identity) versions() (v [3]fileVersion) {
+	for n, path := range []string{i.certFile, i.keyFile, i.caFile} {
+		if info, err := os.Stat(path); err == nil {
+			v[n] = fileVersion{info.ModTime(), info.Size()}
+		}
+	}
+	return v
+}
+
+func (i *identity) read() error {
+	cert, err := tls.LoadX509KeyPair(i.certFile, i.keyFile)
+	if err != nil {
+		return fmt.Errorf("api.certFile %q and api.keyFile %q: %w", i.certFile, i.keyFile, err)
+	}
+	data, err := os.ReadFile(i.caFile)
+	if err != nil {
+		return fmt.Errorf("api.clientCAFile: %w", err)
+	}
+	clients := x509.NewCertPool()
+	if !clients.AppendCertsFromPEM(data) {
+		return fmt.Errorf("api.clientCAFile %q: %w", i.caFile, errors.New("holds no certificate"))
+	}
+	i.cert, i.clients = &cert, clients
+	return nil
+}
+
+// current returns what is in use now.
+func (i *identity) current() (*tls.Certificate, *x509.CertPool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if now := i.now(); now.Sub(i.looked) >= lookInterval {
+		i.looked = now
+		i.look()
+	}
+	return i.cert, i.clients
+}
+
+// look reads the files if they have changed. Callers hold mu.
+func (i *identity) look() {
+	seen := i.versions()
+	if seen == i.seen {
+		return
+	}
+	i.seen = seen
+	if err := i.read(); err != nil {
+		i.log.Error("the certificate files have changed and cannot be used; those of before stay in use", zap.Error(err))
+		return
+	}
+	i.log.Info("the certificate files have changed and are in use", zap.String("subject", i.cert.Leaf.Subject.CommonName), zap.Time("expires", i.cert.Leaf.NotAfter))
+}
+
+// config returns the TLS configuration of a server that follows the files.
+func (i *identity) config() *tls.Config {
+	c := i.fresh()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return i.fresh(), nil }
+	return c
+}
+
+func (i *identity) fresh() *tls.Config {
+	cert, clients := i.current()
+	return rest.ServerTLS(func() (*tls.Certificate, error) { return cert, nil }, clients)
+}

@@ -1,0 +1,210 @@
+// Package edge is the daemon in front of the clusters: it keeps what each of
+// them wants, decides with [lb.Compile] where packets go, and tells an engine and
+// an announcer.
+//
+// One goroutine decides. It is woken when a cluster has written, when a node's
+// health has changed, and now and then to repair what others have changed. What
+// clusters have written is on disk before they are answered, so that an edge
+// serves again at once when it starts, before it has talked to anyone.
+//
+// The package knows neither the network protocol of its clients nor any engine.
+package edge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// Announcer makes addresses arrive at this machine.
+type Announcer interface {
+	// Set replaces the whole set of addresses. It is idempotent, and repairs what
+	// others have taken away. An error that is about some of the addresses only
+	// has a method FailedAddresses() map[netip.Addr]error.
+	Set(ctx context.Context, addrs []netip.Addr) error
+	// Held returns the addresses that arrive here because of the announcer, those
+	// of a process before this one too.
+	Held() []netip.Addr
+}
+
+// Checker is what an edge needs of a [healthcheck.Checker].
+type Checker interface {
+	Set(targets map[healthcheck.Target]healthcheck.Result)
+	Result(t healthcheck.Target) (healthcheck.Result, bool)
+	Changed() <-chan struct{}
+	Hint(t healthcheck.Target)
+	WaitFirst(ctx context.Context) error
+	Stats() healthcheck.Stats
+}
+
+// Options are what an Edge is made of. Name, Clusters, Engine, Checker, StateDir
+// and Log are required.
+type Options struct {
+	Name, Version string
+	// Clusters are those that may use the edge.
+	Clusters map[lb.Cluster]lb.Policy
+	// Engine carries the traffic. The edge shuts it down.
+	Engine lb.Engine
+	// Announcer may be nil: addresses arrive here anyway.
+	Announcer Announcer
+	// Checker probes the members. Its Run is the caller's affair.
+	Checker Checker
+	// StateDir is where the edge keeps its files; no other process may use it.
+	StateDir string
+	// Reserved are frontends that no load balancer may have, and who has them.
+	Reserved map[lb.Frontend]string
+	// ShareHostAddress lets load balancers use the machine's own addresses.
+	ShareHostAddress bool
+	// OwnAddresses returns the machine's addresses without those of the
+	// Announcer; nil if it has none to protect.
+	OwnAddresses func() ([]netip.Addr, error)
+	// DrainTimeout is how long connections may go on after Run's context ended.
+	DrainTimeout time.Duration
+	Log          *zap.Logger
+}
+
+const (
+	// resyncInterval is how often everything is set again, to repair what
+	// others have changed.
+	resyncInterval = 30 * time.Second
+	// retryInterval is how soon it is set again while something is refused.
+	retryInterval = 2 * time.Second
+	// deadInterval is how often members are looked at that may be dead.
+	deadInterval = 250 * time.Millisecond
+	// firstWait is how long a starting edge waits for the first results: the
+	// time that a probe has by default, and a little for the machine.
+	firstWait = 600 * time.Millisecond
+	// applyTimeout bounds one round of engine and announcer.
+	applyTimeout = 30 * time.Second
+	// healthInterval is how often known health is saved, at most.
+	healthInterval = 5 * time.Second
+)
+
+// Edge is the daemon. Make it with New and start it with Run.
+type Edge struct {
+	info             lb.Info
+	policies         map[lb.Cluster]lb.Policy
+	engine           lb.Engine
+	announcer        Announcer
+	checker          Checker
+	reserved         map[lb.Frontend]string
+	shareHostAddress bool
+	ownAddresses     func() ([]netip.Addr, error)
+	drainTimeout     time.Duration
+	applyTimeout     time.Duration
+	log              *zap.Logger
+
+	clusters   map[lb.Cluster]*cluster
+	kicks      chan struct{} // capacity 1
+	lock       *os.File      // of the state directory
+	healthPath string
+
+	hints    atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
+	registry *prometheus.Registry
+	ready    atomic.Bool // the first table is in force
+	stats    stats
+}
+
+// New reads the state directory, which it makes and locks, and returns an edge
+// that serves nothing yet. It starts nothing. Close it if it is not run.
+func New(o Options) (*Edge, error) {
+	if o.Name == "" || o.Engine == nil || o.Checker == nil || o.StateDir == "" || o.Log == nil {
+		return nil, errors.New("edge: name, engine, checker, state directory and log are required")
+	}
+	e := &Edge{
+		info: lb.Info{
+			Name: o.Name, Version: o.Version, Engine: o.Engine.Name(),
+			Schema: lb.Schema, Capabilities: o.Engine.Capabilities(),
+		},
+		policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
+		reserved: o.Reserved, shareHostAddress: o.ShareHostAddress, ownAddresses: o.OwnAddresses,
+		drainTimeout: o.DrainTimeout, applyTimeout: applyTimeout, log: o.Log,
+		clusters: make(map[lb.Cluster]*cluster, len(o.Clusters)),
+		kicks:    make(chan struct{}, 1),
+	}
+	e.hints.Store(newHints(nil))
+	e.registry = newRegistry(e)
+	if err := e.open(o.StateDir); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+func (e *Edge) open(stateDir string) error {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	lock, err := lockFile(filepath.Join(stateDir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("state directory %q: another edge uses it; stop that one, or give this one a stateDir of its own", stateDir)
+	}
+	if err != nil {
+		return fmt.Errorf("lock the state directory: %w", err)
+	}
+	e.lock = lock
+	e.healthPath = filepath.Join(stateDir, "health.json")
+	instance := rand.Text()[:12]
+	for name, policy := range e.policies {
+		c := &cluster{
+			name: name, policy: policy, info: e.info, log: e.log.With(zap.String("cluster", string(name))),
+			kick: e.kick, status: newStatusLog(instance), now: time.Now, turn: make(chan struct{}, 1),
+		}
+		if err := c.open(stateDir); err != nil {
+			return err
+		}
+		e.clusters[name] = c
+	}
+	return nil
+}
+
+// Close gives the state directory back. Run does it too.
+func (e *Edge) Close() error {
+	if e.lock == nil {
+		return nil
+	}
+	if err := e.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Cluster returns the edge as the cluster sees it, nil if the edge does not
+// serve it.
+func (e *Edge) Cluster(name lb.Cluster) lb.Balancer {
+	c, ok := e.clusters[name]
+	if !ok {
+		return nil
+	}
+	return c
+}
+
+// DialFailed tells that a connection to a member has just failed, as the engine
+// has found: the member is probed at once.
+func (e *Edge) DialFailed(name lb.Cluster, check lb.CheckID, node lb.NodeName) {
+	if t, ok := (*e.hints.Load())[hint{name, check, node}]; ok {
+		e.checker.Hint(t)
+	}
+}
+
+// Registry returns the edge's metrics, to which others may add theirs.
+func (e *Edge) Registry() *prometheus.Registry { return e.registry }
+
+func (e *Edge) kick() {
+	select {
+	case e.kicks <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,286 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// loop is what the one goroutine that decides knows. Nobody else touches it.
+type loop struct {
+	*Edge
+	own    []netip.Addr // the machine's addresses
+	seeds  map[healthcheck.Target]healthcheck.Result
+	plan   plan
+	health map[memberKey]lb.MemberHealth // what the table was compiled with
+	held   map[lb.Cluster]*held          // what the table was compiled from
+	out    lb.Outcome
+	odd    map[lb.Owner]lb.LoadBalancerStatus // those that were left out
+
+	refused map[lb.Frontend]error
+	unheard map[netip.Addr]error // addresses that could not be announced
+	trouble bool                 // something has to be tried again soon
+	pending bool                 // a member may be found dead without any change
+
+	healthChanged bool // since healthSaved
+	healthSaved   time.Time
+	told          map[memberKey]healthcheck.State // in the log
+}
+
+// known tells what is known of a target: what was measured, or what was saved.
+func (l *loop) known(t healthcheck.Target) (healthcheck.Result, bool) {
+	if r, ok := l.checker.Result(t); ok {
+		return r, true
+	}
+	r, ok := l.seeds[t]
+	return r, ok
+}
+
+// work brings traffic and status to the newest state. With force it does so even
+// if nothing seems to have changed, which repairs what others have changed.
+func (l *loop) work(ctx context.Context, force bool) {
+	start := time.Now()
+	held := l.snapshot()
+	s := l.plan.survey(l.known, l.seeds)
+	if !force && maps.Equal(held, l.held) && maps.Equal(s.health, l.health) {
+		l.follow(s)
+		return
+	}
+	l.compile(held, s)
+	l.apply(ctx)
+	l.tell()
+	l.stats.applied(time.Since(start))
+}
+
+func (l *loop) snapshot() map[lb.Cluster]*held {
+	held := make(map[lb.Cluster]*held, len(l.clusters))
+	for name, c := range l.clusters {
+		held[name] = c.held.Load()
+	}
+	return held
+}
+
+// compile works out the table. Members that a new configuration brings may be
+// known already from other checks of the same target; then a second run knows
+// them too. What has to be probed does not depend on health, so two are enough.
+func (l *loop) compile(held map[lb.Cluster]*held, s survey) {
+	in := lb.Input{Host: l.host(), Policies: l.policies, Configs: make(map[lb.Cluster]lb.Config, len(held))}
+	l.odd = make(map[lb.Owner]lb.LoadBalancerStatus)
+	for name, h := range held {
+		config, odd := h.servable()
+		in.Configs[name] = config
+		for uid, status := range odd {
+			l.odd[lb.Owner{Cluster: name, UID: uid}] = status
+		}
+	}
+	for range 2 {
+		health := s.health
+		in.Health = func(c lb.Cluster, check lb.HealthCheck, node lb.NodeName) lb.MemberHealth {
+			return health[memberKey{c, check, node}]
+		}
+		l.out = lb.Compile(in)
+		next := newPlan(l.out.Checks)
+		maps.Copy(l.seeds, l.plan.movedWitnesses(next, l.known))
+		l.plan = next
+		l.hints.Store(newHints(next))
+		s = l.plan.survey(l.known, l.seeds)
+		if agree(s.health, health) {
+			break
+		}
+	}
+	l.held, l.health = held, s.health
+	l.follow(s)
+}
+
+// agree tells whether a table compiled with assumed health is right for health.
+func agree(health, assumed map[memberKey]lb.MemberHealth) bool {
+	for key, h := range health {
+		if assumed[key] != h {
+			return false
+		}
+	}
+	return true
+}
+
+// follow probes whom the survey says and tells what it found.
+func (l *loop) follow(s survey) {
+	l.checker.Set(s.targets)
+	clear(l.seeds) // the checker has them now, and knows better from here on
+	l.pending = s.pending
+	for name, c := range l.clusters {
+		c.status.setMembers(s.status[name])
+	}
+	l.logHealth(s)
+}
+
+func (l *loop) host() lb.Host {
+	return lb.Host{
+		Capabilities: l.info.Capabilities, OwnAddresses: l.own,
+		ShareOwnAddresses: l.shareHostAddress, Reserved: l.reserved,
+	}
+}
+
+// apply hands the table to the engine, and then its addresses to the announcer:
+// an address that arrives before its listeners would be met with resets.
+func (l *loop) apply(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, l.applyTimeout)
+	defer cancel()
+	l.trouble = false
+	refused, err := l.engine.Set(ctx, l.out.Table)
+	if err != nil {
+		l.trouble = true
+		l.stats.failed(err)
+		l.log.Error("the engine does not take the table; what was served before goes on, and it is tried again", zap.Error(err))
+		return
+	}
+	l.logRefused(refused)
+	l.refused = refused
+	l.trouble = len(refused) > 0
+	l.stats.failed(nil)
+	l.announce(ctx)
+	l.ready.Store(true)
+}
+
+// announce lets the addresses that are served arrive here.
+func (l *loop) announce(ctx context.Context) {
+	l.unheard = nil
+	if l.announcer == nil {
+		return
+	}
+	addrs := l.addresses()
+	err := l.announcer.Set(ctx, addrs)
+	if err != nil {
+		l.trouble = true
+		l.log.Error("addresses of load balancers cannot be announced; it is tried again", zap.Error(err))
+		l.unheard = unheardOf(err, addrs)
+	}
+	l.stats.announced(len(addrs)-len(l.unheard), err)
+}
+
+// unheardOf returns the addresses that an announcer's error is about: all, if it
+// does not say.
+func unheardOf(err error, addrs []netip.Addr) map[netip.Addr]error {
+	var partial interface {
+		error
+		FailedAddresses() map[netip.Addr]error
+	}
+	if errors.As(err, &partial) {
+		return partial.FailedAddresses()
+	}
+	all := make(map[netip.Addr]error, len(addrs))
+	for _, a := range addrs {
+		all[a] = err
+	}
+	return all
+}
+
+// addresses returns what has to be announced: every address with a frontend that
+// takes traffic, but those that the machine has anyway.
+func (l *loop) addresses() []netip.Addr {
+	set := make(map[netip.Addr]bool)
+	for f := range l.out.Table.Routes {
+		if l.refused[f] == nil {
+			set[f.Addr] = true
+		}
+	}
+	for _, a := range l.announcer.Held() {
+		if l.orphaned(a) || l.lingering(a) {
+			set[a] = true
+		}
+	}
+	for _, a := range l.own {
+		delete(set, a)
+	}
+	return slices.SortedFunc(maps.Keys(set), netip.Addr.Compare)
+}
+
+// lingering tells whether connections to an address that was given up still go
+// on.
+func (l *loop) lingering(netip.Addr) bool { return false }
+
+// orphaned tells whether an address may belong to a cluster whose state was
+// lost: nothing is taken away before the cluster has written again.
+func (l *loop) orphaned(a netip.Addr) bool {
+	for name, h := range l.held {
+		if h.digest == "" && l.policies[name].AllowsAddress(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// tell publishes what became of each load balancer.
+func (l *loop) tell() {
+	if l.stats.engineFailed() {
+		return // the table before goes on, and so does what was told of it
+	}
+	faults := l.faults()
+	for name, c := range l.clusters {
+		statuses := make(map[lb.UID]lb.LoadBalancerStatus)
+		for uid := range l.held[name].config.LoadBalancers {
+			owner := lb.Owner{Cluster: name, UID: uid}
+			statuses[uid] = l.statusOf(owner, faults[owner])
+		}
+		for owner, status := range l.odd {
+			if owner.Cluster == name {
+				statuses[owner.UID] = status
+			}
+		}
+		c.status.setLoadBalancers(l.held[name].config.Revision, statuses)
+		c.logStatuses(statuses)
+	}
+}
+
+func (l *loop) statusOf(owner lb.Owner, faults []lb.Problem) lb.LoadBalancerStatus {
+	if odd, ok := l.odd[owner]; ok {
+		return odd
+	}
+	s := l.out.LoadBalancers[owner]
+	if len(faults) > 0 {
+		s.Applied = false
+		s.Problems = append(slices.Clone(s.Problems), faults...)
+	}
+	return s
+}
+
+// faults gathers by load balancer what engine and announcer have refused.
+func (l *loop) faults() map[lb.Owner][]lb.Problem {
+	faults := make(map[lb.Owner][]lb.Problem)
+	for f, err := range l.refused {
+		r, ok := l.out.Table.Routes[f]
+		if ok {
+			faults[r.Owner] = append(faults[r.Owner], lb.Problem{Type: problemType(err), Field: l.listenerField(r.Owner, f), Detail: fmt.Sprintf("%s: %v", f, err)})
+		}
+	}
+	if len(l.unheard) > 0 {
+		for f, r := range l.out.Table.Routes {
+			if err := l.unheard[f.Addr]; err != nil {
+				faults[r.Owner] = append(faults[r.Owner], lb.Problem{Type: problemType(err), Field: "addresses", Detail: fmt.Sprintf("%s: cannot be announced: %v", f.Addr, err)})
+			}
+		}
+	}
+	for owner, problems := range faults {
+		slices.SortFunc(problems, byDetail)
+		faults[owner] = slices.Compact(problems)
+	}
+	return faults
+}
+
+// listenerField names the listener that a frontend comes from.
+func (l *loop) listenerField(owner lb.Owner, f lb.Frontend) string {
+	for i, li := range l.held[owner.Cluster].config.LoadBalancers[owner.UID].Listeners {
+		if li.Port == f.Port && li.Protocol == f.Protocol {
+			return fmt.Sprintf("listeners[%d]", i)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,137 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// Run serves until ctx ends. Then it takes no new connections, lets the
+// established ones go on for the drain timeout, and returns. It may be called
+// once.
+func (e *Edge) Run(ctx context.Context) error {
+	defer e.Close() //nolint:errcheck // the lock ends with the process at the latest
+	l := &loop{Edge: e, seeds: e.loadHealth()}
+	l.readOwnAddresses()
+	l.compile(l.snapshot(), survey{})
+	l.waitFirst(ctx)
+	l.run(ctx)
+	l.saveHealth()
+	return l.shutdown(ctx)
+}
+
+// waitFirst waits for the first results, so that ignorance alone never takes a
+// member out of a table that is in force already.
+func (l *loop) waitFirst(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstWait)
+	defer cancel()
+	if err := l.checker.WaitFirst(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		l.log.Info("some members have not been probed yet; they count as what was known of them before")
+	}
+}
+
+// run works whenever there is reason to, until ctx ends.
+func (l *loop) run(ctx context.Context) {
+	resync := time.NewTimer(0)
+	defer resync.Stop()
+	look := time.NewTimer(0)
+	defer look.Stop()
+	look.Stop()
+	for {
+		force, troubled := false, l.troubled()
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.kicks:
+		case <-l.checker.Changed():
+			l.healthChanged = true
+		case <-look.C:
+		case <-resync.C:
+			force = true
+			l.repair(ctx)
+		}
+		l.work(ctx, force)
+		l.stats.beat()
+		l.saveHealthNowAndThen()
+		// Reset only when there is a reason: work that comes more often than the
+		// timer's interval must not put it off for ever.
+		switch {
+		case l.troubled() && (force || !troubled):
+			resync.Reset(retryInterval)
+		case force:
+			resync.Reset(resyncInterval)
+		}
+		if l.pending {
+			look.Reset(deadInterval)
+		}
+	}
+}
+
+// repair looks at what nobody tells the edge of.
+func (l *loop) repair(ctx context.Context) {
+	l.readOwnAddresses()
+	for _, c := range l.clusters {
+		c.saveAgain(ctx)
+	}
+}
+
+// troubled tells whether something has to be tried again soon.
+func (l *loop) troubled() bool { return l.trouble || l.unsaved() }
+
+func (l *loop) unsaved() bool {
+	for _, c := range l.clusters {
+		if c.unsaved.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// readOwnAddresses learns the machine's addresses. What was learned before holds
+// when that fails.
+func (l *loop) readOwnAddresses() {
+	if l.ownAddresses == nil {
+		return
+	}
+	own, err := l.ownAddresses()
+	if err != nil {
+		l.log.Warn("the machine's addresses cannot be read; those of the last time are protected from being load balancers'", zap.Error(err))
+		return
+	}
+	l.own = own
+}
+
+// shutdown drains the engine. The addresses stay: a client that connects is
+// refused at once then, and the next start finds them in place.
+func (l *loop) shutdown(ctx context.Context) error {
+	l.log.Info("no new connections are taken; open ones may end", zap.Duration("within", l.drainTimeout))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.drainTimeout)
+	defer cancel()
+	start := time.Now()
+	if err := l.engine.Shutdown(ctx); err != nil {
+		return fmt.Errorf("shut down the engine %q: %w", l.engine.Name(), err)
+	}
+	l.log.Info("all connections have ended or were cut", zap.Duration("after", time.Since(start).Round(time.Millisecond)))
+	return nil
+}
+
+// problemType names the kind of an error, as a Problem does.
+func problemType(err error) string {
+	for _, k := range []struct {
+		kind error
+		name string
+	}{
+		{lb.ErrAddressHeld, "address-held"}, {lb.ErrUnsupported, "unsupported"},
+		{lb.ErrExhausted, "exhausted"}, {lb.ErrInvalid, "invalid"}, {lb.ErrNotFound, "not-found"},
+	} {
+		if errors.Is(err, k.kind) {
+			return k.name
+		}
+	}
+	return "unsupported"
+}
