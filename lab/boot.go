@@ -133,10 +133,11 @@ func makeVar(dir string) error {
 	return nil
 }
 
-// until calls f every few milliseconds, at first, until it returns nil, and
-// returns its last error when that takes longer than limit.
-func until(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// until calls f, every few milliseconds at first, until it returns nil. When that
+// takes longer than limit, it returns f's last error, or that of the whole ctx if
+// it has ended.
+func until(whole context.Context, limit time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(whole, limit)
 	defer cancel()
 	wait := 20 * time.Millisecond
 	var last error
@@ -151,6 +152,9 @@ func until(ctx context.Context, limit time.Duration, f func(context.Context) err
 			last = err
 		}
 		if pause(ctx, wait) != nil {
+			if whole.Err() != nil {
+				return whole.Err()
+			}
 			return last
 		}
 		wait = min(wait*5/4, 200*time.Millisecond)

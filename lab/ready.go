@@ -1,0 +1,60 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+var edgeResource = schema.GroupVersionResource{Group: "eclusa.io", Version: "v1alpha1", Resource: "edges"}
+
+// edgesReady waits until the cloud controller manager has taken every edge into
+// use.
+func (l *Lab) edgesReady(ctx context.Context) error {
+	client, err := l.Dynamic()
+	if err != nil {
+		return err
+	}
+	for _, e := range l.Edges {
+		err := until(ctx, time.Minute, func(ctx context.Context) error {
+			for _, p := range l.CCMs {
+				if !p.Running() {
+					return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())
+				}
+			}
+			o, err := client.Resource(edgeResource).Get(ctx, e.Name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			return condition(o, "Ready")
+		})
+		if err != nil {
+			return fmt.Errorf("object Edge %q: %w", e.Name, err)
+		}
+	}
+	l.say("the cloud controller manager has taken the edges into use")
+	return nil
+}
+
+// condition is nil when the object has the condition and it is True.
+func condition(o *unstructured.Unstructured, kind string) error {
+	conditions, _, err := unstructured.NestedSlice(o.Object, "status", "conditions")
+	if err != nil {
+		return err
+	}
+	for _, c := range conditions {
+		c, ok := c.(map[string]any)
+		if !ok || c["type"] != kind {
+			continue
+		}
+		if c["status"] == "True" {
+			return nil
+		}
+		return fmt.Errorf("condition %s is %v: %v", kind, c["status"], c["message"])
+	}
+	return fmt.Errorf("no condition %s yet", kind)
+}
