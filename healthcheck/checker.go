@@ -263,7 +263,7 @@ func (c *Checker) Hint(t Target) {
 		return
 	}
 	e.deaf = now + max(e.kind.spec.Interval.D(), time.Second)
-	e.hinted = uint8(e.kind.spec.UnhealthyThreshold)
+	e.hinted = uint8(e.kind.spec.UnhealthyThreshold) //nolint:gosec // at most MaxThreshold
 	if c.plan.hasten(e, now) {
 		wake(c.kick)
 	}

@@ -4,6 +4,39 @@
 // on a schedule while Run runs, and keeps one [Result] per target. It imports
 // nothing of eclusa, never logs, and decides nothing about traffic: what a state
 // means for a load balancer is the caller's affair.
+//
+// # Verdicts
+//
+// A target is probed once per interval, counted from when probes were due. After
+// a failure the next probes follow 250 ms after the start of the one before, or
+// at once when that took longer, until there is a verdict: with the default
+// interval of 1 s, timeout of 500 ms and three failures, a member that goes silent
+// is Down after 1 s + 3 × 500 ms at the latest, one that refuses after 1.5 s. Two
+// successes, the second 250 ms after the first, bring it Up again. A target that
+// is new is Up after its first success. HTTP 503 is an answer: the target is
+// Draining at once, whatever it was before. Hint makes a target be probed at the
+// fast pace before its time, when traffic to it has failed.
+//
+// Faults of the machine itself (no descriptors, no memory, no local port, no
+// route, a firewall that forbids it, a timeout of a probe that started or was
+// noticed late because the processor was busy or the machine suspended) say
+// nothing about the member: the probe is repeated and [Stats] counts it.
+//
+// # Load
+//
+// New targets are probed at once, at the rate of the budget, and then spread over
+// their intervals. A budget of probes per second holds whatever happens. Regular
+// intervals are stretched to fit into nine tenths of it; probes on the way to a
+// verdict are not.
+//
+// There is one heap of targets and a set of workers that grows with need, no
+// goroutine or timer per target: 100,000 targets take less than 200 bytes each.
+// Probes block their worker, so that members which never answer could take them
+// all and delay the verdict on others. They cannot: the budget limits how fast
+// workers are taken and the timeout how long, and up to the default timeout there
+// are enough workers for every single probe of the budget to time out. Probes
+// with longer timeouts share three quarters of the workers among themselves, and
+// wait in a line apart when that is not enough.
 package healthcheck
 
 import (
@@ -191,8 +224,8 @@ type Result struct {
 	State State
 	Since time.Time // when State was entered
 
-	// Answered is set once a probe has succeeded and stays set: a target that
-	// never answered may be one that is not meant to.
+	// Answered is set once a probe has succeeded, or was answered by a 503, and
+	// stays set: a target that never answered may be one that is not meant to.
 	Answered bool
 
 	// Reason is the class of the last failure and Error its text, such as

@@ -25,11 +25,13 @@ type httpProber struct {
 
 // newHTTPSProber does not verify the members' certificates: they are addressed by
 // IP and their certificates are the cluster's own. The check asks whether the
-// member serves, not who it is, and sends nothing that is secret.
+// member serves, not who it is, and sends nothing that is secret. Sessions are
+// resumed, because a full handshake costs twenty times what a plain probe does.
 func newHTTPSProber(d dialer) httpProber {
 	return httpProber{dialer: d, tls: &tls.Config{
-		InsecureSkipVerify: true, //nolint:gosec // see above
+		InsecureSkipVerify: true, //nolint:gosec // members are addressed by IP, see above
 		NextProtos:         []string{"http/1.1"},
+		ClientSessionCache: tls.NewLRUClientSessionCache(1024),
 	}}
 }
 

@@ -13,8 +13,8 @@ const (
 // response is what an HTTP answer says, as far as a health check cares.
 type response struct {
 	status  int
-	body    []byte // what has been read of it; without a chunk's size line
-	bodyLen int    // from Content-Length; -1: unknown
+	body    []byte // what has been read of it, or of its first chunk
+	bodyLen int    // of the body or its first chunk; -1: unknown
 }
 
 // parseResponse reads the beginning of an HTTP/1 answer. It returns false while
@@ -104,10 +104,26 @@ func (r *response) header(rest []byte) (body []byte, ended bool) {
 		}
 	}
 	if chunked {
-		r.bodyLen = -1
-		_, rest, _ = cutLine(rest) // the size of the first chunk
+		rest = r.chunk(rest)
+	}
+	if r.bodyLen >= 0 && len(rest) > r.bodyLen {
+		rest = rest[:r.bodyLen]
 	}
 	return rest, true
+}
+
+// chunk takes the first chunk for the body, which is enough for an error.
+func (r *response) chunk(rest []byte) []byte {
+	r.bodyLen = -1
+	line, body, complete := cutLine(rest)
+	if !complete {
+		return nil
+	}
+	size, _, _ := bytes.Cut(line, []byte(";"))
+	if n, err := strconv.ParseUint(string(bytes.TrimSpace(size)), 16, 31); err == nil {
+		r.bodyLen = int(n)
+	}
+	return body
 }
 
 // cutLine splits after the first line break, which may lack its carriage return.

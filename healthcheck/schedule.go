@@ -28,7 +28,7 @@ const (
 type slot struct {
 	due  time.Duration // when the next probe is to start, or the present one was
 	deaf time.Duration // until when hints are ignored
-	pos  int32         // in the queue; -1: not queued
+	pos  int           // in the queue; -1: not queued
 
 	hinted  uint8 // fast probes that a hint has left
 	owns    uint8 // consecutive probes that did not count
@@ -120,7 +120,7 @@ func (s *schedule) add(e *entry, due time.Duration) {
 func (s *schedule) remove(e *entry) {
 	e.gone = true
 	if e.pos >= 0 {
-		heap.Remove(&s.queue, int(e.pos))
+		heap.Remove(&s.queue, e.pos)
 	}
 }
 
@@ -131,7 +131,7 @@ func (s *schedule) hasten(e *entry, now time.Duration) bool {
 		return false
 	}
 	e.due = now
-	heap.Fix(&s.queue, int(e.pos))
+	heap.Fix(&s.queue, e.pos)
 	return true
 }
 
@@ -223,12 +223,12 @@ func (q queue) Len() int           { return len(q) }
 func (q queue) Less(i, j int) bool { return q[i].due < q[j].due }
 func (q queue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
-	q[i].pos, q[j].pos = int32(i), int32(j)
+	q[i].pos, q[j].pos = i, j
 }
 
 func (q *queue) Push(x any) {
 	e := x.(*entry)
-	e.pos = int32(len(*q))
+	e.pos = len(*q)
 	*q = append(*q, e)
 }
 

@@ -343,7 +343,7 @@ func (b *bench) audit() {
 	places, flying, waiting, inLanes := map[*entry]int{}, 0, 0, 0
 	for i, e := range p.queue {
 		places[e]++
-		if int(e.pos) != i || e.gone {
+		if e.pos != i || e.gone {
 			b.t.Fatalf("queue[%d]: got %+v; want its own position, and not gone", i, e.slot)
 		}
 		if up := (i - 1) / 2; i > 0 && p.queue[up].due > e.due {
