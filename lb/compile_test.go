@@ -209,7 +209,9 @@ func describeNodes(line func(int, string, ...any), title string, all map[lb.Clus
 	}
 }
 
-func groupText(id lb.GroupID) string { return fmt.Sprintf("[%s %s %s]", id.Cluster, id.Name, id.Family) }
+func groupText(id lb.GroupID) string {
+	return fmt.Sprintf("[%s %s %s]", id.Cluster, id.Name, id.Family)
+}
 
 func settings(r lb.Route) []string {
 	all := []string{string(r.Algorithm), "idle " + r.IdleTimeout.String(), "drain " + r.DrainTimeout.String()}
