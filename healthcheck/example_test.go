@@ -33,11 +33,11 @@ func ExampleChecker() {
 	}
 	for _, t := range []healthcheck.Target{t1, t2} {
 		r, _ := c.Result(t)
-		fmt.Println(t, r.State, r.Error)
+		fmt.Printf("%v: %v %q\n", t, r.State, r.Error)
 	}
 	cancel()
 	<-ended
 	// Output:
-	// http://192.0.2.1:10256/healthz up
-	// http://192.0.2.2:10256/healthz draining HTTP 503
+	// http://192.0.2.1:10256/healthz: up ""
+	// http://192.0.2.2:10256/healthz: draining "HTTP 503"
 }

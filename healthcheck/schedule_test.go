@@ -286,7 +286,7 @@ func TestLateProbesAreRepeated(t *testing.T) {
 		b.Set(whole([]Target{target}))
 		b.sleep(5 * time.Second)
 		b.m.set(func(ctx context.Context) error {
-			time.Sleep(3 * time.Second) // virtual
+			<-time.After(3 * time.Second) // deaf to ctx, as a machine that sleeps
 			return ctx.Err()
 		}, target.Addr)
 		b.sleep(4 * time.Second)
