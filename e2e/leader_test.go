@@ -1,0 +1,213 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/eclusa-lb/eclusa/lab"
+)
+
+// The cloud-controller-manager is killed and started again: addresses stay, and
+// what happened meanwhile comes through.
+func TestCCMRestarts(t *testing.T) {
+	c := inLab(t)
+	ns := c.namespace(t)
+	c.deploy(t, ns, "web", 2)
+	before := map[string]netip.Addr{}
+	for i := range 5 {
+		s := lab.Service(ns, fmt.Sprintf("web-%d", i))
+		s.Spec.Selector = map[string]string{"app": "web"}
+		before[s.Name] = c.serve(t, s)[0]
+	}
+	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-0"], 80), 50)
+	for _, p := range c.CCMs {
+		if err := p.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A node is replaced under the same name, one Service goes and one comes.
+	c.replaceNode(t, c.Nodes[1])
+	c.delete(t, ns, "web-4")
+	s := lab.Service(ns, "web-5")
+	s.Spec.Selector = map[string]string{"app": "web"}
+	c.create(t, s)
+	c.ensureCCM(t)
+
+	fresh := c.addresses(t, ns, "web-5")[0]
+	answers(t, c.client, netip.AddrPortFrom(fresh, 80))
+	delete(before, "web-4")
+	c.sameAddresses(t, ns, before)
+	for name, a := range before {
+		if a == fresh {
+			t.Errorf("web-5 got %s, which %s has", fresh, name)
+		}
+	}
+	load.stop(t)
+}
+
+// Two managers believe to lead: the first is frozen past its lease and woken
+// when the second leads. No address changes, no load balancer disappears, the
+// older one's writes are refused and it exits.
+func TestTwoLeaders(t *testing.T) {
+	c := inLab(t)
+	ns := c.namespace(t)
+	c.deploy(t, ns, "web", 2)
+	before := map[string]netip.Addr{}
+	for _, name := range []string{"web-a", "web-b"} {
+		s := lab.Service(ns, name)
+		s.Spec.Selector = map[string]string{"app": "web"}
+		before[name] = c.serve(t, s)[0]
+	}
+	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-a"], 80), 50)
+	old := c.CCMs[0]
+	if err := old.Freeze(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartCCM(2); err != nil {
+		t.Fatal(err)
+	}
+	second := c.CCMs[1]
+	t.Cleanup(func() {
+		_ = old.Thaw()
+		if err := second.Kill(); err != nil {
+			t.Error(err)
+		}
+		c.ensureCCM(t)
+	})
+	// The second leads when it serves what the first never saw.
+	s := lab.Service(ns, "web-c")
+	s.Spec.Selector = map[string]string{"app": "web"}
+	c.create(t, s)
+	eventually(t, 90*time.Second, func() error {
+		if len(c.service(t, ns, "web-c").Status.LoadBalancer.Ingress) == 0 {
+			return fmt.Errorf("web-c has no address: nobody leads")
+		}
+		return nil
+	})
+	before["web-c"] = c.addresses(t, ns, "web-c")[0]
+	if err := old.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		if old.Running() {
+			return fmt.Errorf("%s still runs, though another leads", old.Name)
+		}
+		return nil
+	})
+	// Whatever the old one wrote last has had its time to do harm.
+	pause(t.Context(), 2*time.Second)
+	c.sameAddresses(t, ns, before)
+	for _, a := range before {
+		answers(t, c.client, netip.AddrPortFrom(a, 80))
+	}
+	load.stop(t)
+}
+
+func (c *cluster) sameAddresses(t *testing.T, ns string, want map[string]netip.Addr) {
+	t.Helper()
+	for name, a := range want {
+		in := c.service(t, ns, name).Status.LoadBalancer.Ingress
+		if len(in) == 0 || in[0].IP != a.String() {
+			t.Errorf("service %q has %v now, had %s before", name, in, a)
+		}
+	}
+}
+
+// ensureCCM starts the first manager if none runs, and waits until it leads.
+func (c *cluster) ensureCCM(t *testing.T) {
+	t.Helper()
+	if err := c.CCMs[0].Start(); err != nil {
+		t.Error(err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	err := poll(ctx, 90*time.Second, func() error {
+		families, err := c.ccmMetrics(ctx)
+		if err == nil && sum(families["eclusa_ccm_edge_connected"], "", "") == 0 {
+			err = fmt.Errorf("the manager has not reached its edges")
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func (c *cluster) restartCCM(t *testing.T) {
+	t.Helper()
+	if err := c.CCMs[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CCMs[0].Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replaceNode deletes the Node object and lets the kubelet register it anew.
+func (c *cluster) replaceNode(t *testing.T, n *lab.Node) {
+	t.Helper()
+	if err := n.Kubelet.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old, err := c.kube.CoreV1().Nodes().Get(t.Context(), n.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.kube.CoreV1().Nodes().Delete(t.Context(), n.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	fresh := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: old.Labels}, Spec: old.Spec}
+	if _, err := c.kube.CoreV1().Nodes().Create(t.Context(), fresh, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Kubelet.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ccmMetrics scrapes the first manager's secure port with the certificate of the
+// lab's administrator, who may read metrics.
+func (c *cluster) ccmMetrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	config, err := c.RESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	config.Host = "https://127.0.0.1:10258"
+	// The manager's certificate is its own.
+	config.Insecure, config.CAFile, config.CAData = true, "", nil
+	config.Timeout = 5 * time.Second
+	client, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, config.Host+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("metrics of the manager: %s", resp.Status)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	return parser.TextToMetricFamilies(resp.Body)
+}
