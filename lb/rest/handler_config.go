@@ -254,7 +254,8 @@ func (c *call) body(most int64) ([]byte, error) {
 			fmt.Errorf("body: only %d bytes came within %s: %w", buf.Len(), c.o.BodyTimeout, lb.ErrInvalid)}
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, fmt.Errorf("body: truncated, %d of %d bytes came: %w", buf.Len(), c.r.ContentLength, lb.ErrInvalid)
+		return nil, &refusal{http.StatusBadRequest, map[string]string{"Connection": "close"},
+			fmt.Errorf("body: truncated, %d of %d bytes came: %w", buf.Len(), c.r.ContentLength, lb.ErrInvalid)}
 	}
 	return nil, fmt.Errorf("body: after %d bytes: %v: %w", buf.Len(), err, lb.ErrInvalid)
 }

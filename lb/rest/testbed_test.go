@@ -28,6 +28,7 @@ type testbed struct {
 	addr    string
 	balance *lbtest.FakeBalancer
 	server  *http.Server
+	tls     *tls.Config
 	logs    *observer.ObservedLogs
 
 	mu       sync.Mutex
@@ -63,12 +64,13 @@ func listen(t testing.TB, change func(*HandlerOptions)) *testbed {
 	}
 	edge := b.ca.edgeCert(t, "edge-1")
 	handler := NewHandler(o)
+	b.tls = ServerTLS(func() (*tls.Certificate, error) { return edge, nil }, b.ca.pool())
 	b.server = NewServer(ServerOptions{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			b.record(r)
 			handler.ServeHTTP(w, r)
 		}),
-		TLS: ServerTLS(func() (*tls.Certificate, error) { return edge, nil }, b.ca.pool()),
+		TLS: b.tls,
 		Log: zap.New(core),
 	})
 	b.addr = serve(t, b.server, true)
@@ -209,3 +211,5 @@ func (b *testbed) askWith(client *http.Client, method, path, body string, header
 	}
 	return resp, decodeProblem(resp.StatusCode, resp.Header.Get("Content-Type"), text)
 }
+
+func logField(key, value string) zap.Field { return zap.String(key, value) }

@@ -57,6 +57,9 @@ func describeTLS(err error, serverName string) string {
 		return fmt.Sprintf("what listens there does not speak TLS: it answered with %q", e.RecordHeader[:])
 	}
 	text := err.Error()
+	if strings.Contains(text, "server gave HTTP response to HTTPS client") {
+		return "what listens there does not speak TLS: it answered in plain HTTP"
+	}
 	if _, alert, ok := strings.Cut(text, "remote error: tls: "); ok {
 		if strings.Contains(alert, "certificate") {
 			return fmt.Sprintf("edge refused our certificate: %s (the reason is in the edge's log)", alert)
