@@ -1,0 +1,330 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// batch is the number of events taken from the kernel at once.
+	batch = 256
+	// scratchSize is the size of a loop's buffer, and so of the largest read.
+	scratchSize = 64 << 10
+)
+
+// handler is something with a descriptor in a loop.
+type handler interface {
+	// ready is called in the loop when the descriptor is.
+	ready(l *loop, events uint32)
+	// abandon closes everything at once, without regard to peers.
+	abandon(l *loop)
+}
+
+// slot is a place for one handler. The generation tells an event of the present
+// handler from one of a former.
+type slot struct {
+	h   handler
+	gen int32
+}
+
+// loop is an event loop. Fields and methods are of its own goroutine, but for
+// post and what stands under mu.
+type loop struct {
+	e     *Engine
+	index int
+
+	epfd   int
+	file   *os.File // epfd, in the poller of the runtime
+	raw    syscall.RawConn
+	poll   func(fd uintptr) bool // made once, since it is called for each wait
+	wakefd int
+	wakeAt int32 // slot of wakefd
+
+	now    int64 // since the engine's start, as of the present batch
+	events [batch]unix.EpollEvent
+	got    int
+	slots  []slot
+	free   []int32
+	timers timers
+	armed  int64 // the deadline that the runtime knows of
+	runq   []*conn
+	spare  []*conn
+
+	scratch []byte
+	grams   *datagrams
+	pipes   []*pipe
+	sa4     unix.SockaddrInet4
+	sa6     unix.SockaddrInet6
+
+	// load is the number of connections and sessions.
+	load atomic.Int64
+	idle chan struct{} // closed when load falls to zero; nil: nobody waits
+	quit bool
+
+	mu    sync.Mutex
+	inbox []func(*loop)
+	woken bool
+}
+
+// newLoop makes the descriptors of a loop.
+func newLoop(e *Engine, index int) (*loop, error) {
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("create epoll descriptor: %w", err)
+	}
+	wakefd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		unix.Close(epfd)
+		return nil, fmt.Errorf("create event descriptor: %w", err)
+	}
+	l := &loop{e: e, index: index, epfd: epfd, wakefd: wakefd, scratch: make([]byte, scratchSize)}
+	if err := l.register(); err != nil {
+		unix.Close(wakefd)
+		if l.file == nil {
+			unix.Close(epfd)
+		} else {
+			l.file.Close()
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+// register puts the loop's epoll descriptor into the poller of the runtime and
+// the waking descriptor into the former.
+func (l *loop) register() error {
+	// Only a descriptor that is not blocking goes into the poller.
+	if err := unix.SetNonblock(l.epfd, true); err != nil {
+		return fmt.Errorf("set epoll descriptor to not blocking: %w", err)
+	}
+	l.file = os.NewFile(uintptr(l.epfd), "epoll")
+	if err := l.file.SetDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("put epoll descriptor into the poller: %w", err)
+	}
+	raw, err := l.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("put epoll descriptor into the poller: %w", err)
+	}
+	l.raw = raw
+	l.poll = l.take
+	l.armed = never
+	l.wakeAt, err = l.add(l.wakefd, waker{}, unix.EPOLLIN)
+	return err
+}
+
+// waker is the handler of the descriptor that tells of posts.
+type waker struct{}
+
+func (waker) ready(l *loop, _ uint32) {
+	var b [8]byte
+	_, _ = unix.Read(l.wakefd, b[:])
+	l.runPosts()
+}
+
+func (waker) abandon(*loop) {}
+
+// post makes the loop call f soon. It may be called from any goroutine.
+func (l *loop) post(f func(*loop)) {
+	l.mu.Lock()
+	l.inbox = append(l.inbox, f)
+	wake := !l.woken
+	l.woken = true
+	l.mu.Unlock()
+	if wake {
+		one := [8]byte{1}
+		_, _ = unix.Write(l.wakefd, one[:])
+	}
+}
+
+func (l *loop) runPosts() {
+	l.mu.Lock()
+	posts := l.inbox
+	l.inbox, l.woken = nil, false
+	l.mu.Unlock()
+	for _, f := range posts {
+		f(l)
+	}
+}
+
+// run is the goroutine of the loop. It ends after quit was set.
+func (l *loop) run() {
+	defer l.e.running.Done()
+	for !l.quit {
+		if err := l.wait(); err != nil {
+			// Without its descriptor the loop cannot go on, and it cannot lose it.
+			l.e.opts.Log.DPanic("event loop of the proxy stopped", zap.Int("loop", l.index), zap.Error(err))
+			return
+		}
+		l.now = l.e.clock()
+		for i := range l.got {
+			l.dispatch(&l.events[i])
+		}
+		l.runQueue()
+		for t := l.timers.pop(l.now); t != nil; t = l.timers.pop(l.now) {
+			l.guard(t, func() { t.expire(l) })
+		}
+		if l.idle != nil && l.load.Load() == 0 {
+			close(l.idle)
+			l.idle = nil
+		}
+	}
+}
+
+// close gives back the loop's own descriptors after run has returned.
+func (l *loop) close() {
+	for _, p := range l.pipes {
+		p.close()
+	}
+	unix.Close(l.wakefd)
+	l.file.Close()
+}
+
+// wait waits for events or for the next timer.
+func (l *loop) wait() error {
+	l.got = 0
+	if len(l.runq) > 0 {
+		l.take(uintptr(l.epfd))
+		return nil
+	}
+	l.arm()
+	err := l.raw.Read(l.poll)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		l.armed = 0
+		return nil
+	}
+	return err
+}
+
+// take takes the events that are there; false if there are none.
+func (l *loop) take(fd uintptr) bool {
+	n, err := unix.EpollWait(int(fd), l.events[:], 0)
+	if err != nil { // EINTR
+		return false
+	}
+	l.got = n
+	return n > 0
+}
+
+// arm tells the runtime the time of the next timer. A deadline that is too early
+// stays, since telling costs more than waking up once in vain.
+func (l *loop) arm() {
+	next := l.timers.next()
+	if l.armed != 0 && l.armed <= next {
+		return
+	}
+	l.armed = next
+	var deadline time.Time
+	if next != never {
+		deadline = l.e.start.Add(time.Duration(next))
+	}
+	_ = l.file.SetReadDeadline(deadline)
+}
+
+// add starts telling h of events of fd.
+func (l *loop) add(fd int, h handler, events uint32) (int32, error) {
+	var i int32
+	if n := len(l.free); n > 0 {
+		i, l.free = l.free[n-1], l.free[:n-1]
+	} else {
+		i = int32(len(l.slots))
+		l.slots = append(l.slots, slot{})
+	}
+	s := &l.slots[i]
+	s.h = h
+	ev := unix.EpollEvent{Events: events, Fd: i, Pad: s.gen}
+	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		l.drop(i)
+		return -1, fmt.Errorf("watch descriptor: %w", err)
+	}
+	return i, nil
+}
+
+// watch changes the events that a handler is told of.
+func (l *loop) watch(i int32, fd int, op int, events uint32) error {
+	ev := unix.EpollEvent{Events: events, Fd: i, Pad: l.slots[i].gen}
+	return unix.EpollCtl(l.epfd, op, fd, &ev)
+}
+
+// drop frees a slot. The descriptor leaves the kernel's set when it is closed.
+func (l *loop) drop(i int32) {
+	l.slots[i].h = nil
+	l.slots[i].gen++
+	l.free = append(l.free, i)
+}
+
+func (l *loop) dispatch(ev *unix.EpollEvent) {
+	s := &l.slots[ev.Fd]
+	if s.h == nil || s.gen != ev.Pad {
+		return
+	}
+	h := s.h
+	defer l.recovered(h)
+	h.ready(l, ev.Events)
+}
+
+// guard calls f on behalf of h.
+func (l *loop) guard(h handler, f func()) {
+	defer l.recovered(h)
+	f()
+}
+
+// recovered ends a panic: it costs the one connection or listener that it came
+// from, and is logged as the bug that it is.
+func (l *loop) recovered(h handler) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	l.e.panics.Add(1)
+	l.e.opts.Log.Error("bug in the proxy: the connection or listener is closed, all others go on; please report it",
+		zap.String("handler", fmt.Sprintf("%T", h)), zap.Any("panic", p), zap.Stack("stack"))
+	defer func() {
+		if p := recover(); p != nil {
+			l.e.opts.Log.Error("bug in the proxy: closing did not work either", zap.Any("panic", p), zap.Stack("stack"))
+		}
+	}()
+	h.abandon(l)
+}
+
+// later makes the loop go on with c after it has looked at all others.
+func (l *loop) later(c *conn) {
+	if !c.queued {
+		c.queued = true
+		l.runq = append(l.runq, c)
+	}
+}
+
+func (l *loop) runQueue() {
+	if len(l.runq) == 0 {
+		return
+	}
+	queue := l.runq
+	l.runq = l.spare[:0]
+	for i, c := range queue {
+		queue[i] = nil
+		c.queued = false
+		if c.state == established {
+			l.guard(&c.client, func() { c.pump(l) })
+		}
+	}
+	l.spare = queue[:0]
+}
+
+// sockaddr returns the address in a form for system calls, valid until the next
+// call.
+func (l *loop) sockaddr(a addrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		l.sa4.Port, l.sa4.Addr = int(a.Port()), a.Addr().As4()
+		return &l.sa4
+	}
+	l.sa6.Port, l.sa6.Addr = int(a.Port()), a.Addr().As16()
+	return &l.sa6
+}

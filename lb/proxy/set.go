@@ -1,0 +1,296 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// acceptor is the socket of a frontend. Its methods are called in the loop that
+// is its home, unless it is said otherwise.
+type acceptor interface {
+	// home is the index of the loop that has the socket. Anybody may call it.
+	home() int
+	// ended tells whether the socket is closed. Anybody may call it.
+	ended() bool
+	// attach watches the new socket, which serves from then on.
+	attach(l *loop) error
+	// assign gives the socket to another frontend with the same address.
+	assign(l *loop, fe *frontend)
+	// serve begins or ends to take clients. Without it the kernel turns them away.
+	// A socket for which it returns an error is of no use any more.
+	serve(l *loop, on bool) error
+	// close closes the socket at once; UDP sessions end with it.
+	close(l *loop)
+	// retire takes no one new, and closes the socket with its last session.
+	retire(l *loop)
+}
+
+// change is the work of one Set.
+type change struct {
+	e       *Engine
+	now     int64
+	holders *holders
+	refused map[lb.Frontend]error
+	work    [][]func(*loop)
+	touched []*frontend // whose links must be judged
+	changed map[*group]bool
+}
+
+// Set replaces the table. Listeners are opened, closed and changed by
+// difference; a frontend that cannot be served is returned with the reason, which
+// wraps [lb.ErrAddressHeld] if somebody else has the address and port.
+func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, errShutdown
+	}
+	if err := e.run(); err != nil {
+		return nil, fmt.Errorf("set a table: %w", err)
+	}
+	c := &change{
+		e:       e,
+		now:     e.clock(),
+		holders: &holders{},
+		refused: make(map[lb.Frontend]error),
+		changed: make(map[*group]bool),
+	}
+	c.reset()
+	c.setGroups(t.Groups)
+	c.setRoutes(t.Routes)
+	// What is closed must be closed before its address is opened again.
+	c.do()
+	c.open()
+	for _, fe := range c.touched {
+		fe.judge(c.now, c.act)
+	}
+	c.do()
+	e.forgetRetired()
+	if len(c.refused) == 0 {
+		return nil, nil
+	}
+	return c.refused, nil
+}
+
+func (c *change) reset() { c.work = make([][]func(*loop), len(c.e.loops)) }
+
+func (c *change) do() {
+	c.e.do(c.work)
+	c.reset()
+}
+
+// in makes f be called in a loop by the next do.
+func (c *change) in(index int, f func(*loop)) { c.work[index] = append(c.work[index], f) }
+
+func (c *change) setGroups(groups map[lb.GroupID]lb.Group) {
+	for id, g := range groups {
+		cur := c.e.groups[id]
+		if cur == nil {
+			cur = newGroup()
+			c.e.groups[id] = cur
+		}
+		if cur.set(g.Backends) {
+			c.changed[cur] = true
+		}
+	}
+	for id, cur := range c.e.groups {
+		if _, ok := groups[id]; !ok && cur.set(nil) {
+			c.changed[cur] = true
+		}
+	}
+}
+
+// setRoutes brings frontends in line with the routes, without opening anything.
+func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
+	e := c.e
+	used := make(map[*group]bool, len(e.groups))
+	owners := make(map[lb.Owner]*owner, len(e.owners))
+	for id, r := range routes {
+		if err := unsupported(id, r); err != nil {
+			c.refused[id] = err
+			continue
+		}
+		g := e.groups[r.Group]
+		if g == nil {
+			g = newGroup()
+			e.groups[r.Group] = g
+		}
+		used[g] = true
+		fe := c.frontend(id, r.Owner)
+		owners[r.Owner] = fe.owner
+		s, was := newSpec(id.Protocol, r, g), fe.spec.Load()
+		if was == nil || !was.equal(s) {
+			fe.spec.Store(s)
+			c.touched = append(c.touched, fe)
+		} else if c.changed[g] {
+			c.touched = append(c.touched, fe)
+		}
+	}
+	for id, fe := range e.frontends {
+		if _, ok := routes[id]; !ok || c.refused[id] != nil {
+			c.remove(fe)
+		}
+	}
+	for id, g := range e.groups {
+		if !used[g] {
+			delete(e.groups, id)
+		}
+	}
+	for id, o := range e.owners {
+		if o.active.Load() > 0 {
+			owners[id] = o
+		}
+	}
+	e.owners = owners
+}
+
+// unsupported says why a route cannot be served, whatever the machine is like.
+func unsupported(id lb.Frontend, r lb.Route) error {
+	switch {
+	case id.Protocol != lb.TCP && id.Protocol != lb.UDP:
+		return fmt.Errorf("serve %s: protocol %q: %w by the proxy", id, id.Protocol, lb.ErrUnsupported)
+	case r.ProxyProtocol != lb.ProxyOff:
+		return fmt.Errorf("serve %s: PROXY protocol %q: %w by the proxy", id, r.ProxyProtocol, lb.ErrUnsupported)
+	case !slices.Contains([]lb.Algorithm{"", lb.RoundRobin, lb.LeastConnections}, r.Algorithm):
+		return fmt.Errorf("serve %s: algorithm %q: %w by the proxy", id, r.Algorithm, lb.ErrUnsupported)
+	case !id.Addr.IsValid() || id.Addr.Zone() != "" || id.Port == 0:
+		return fmt.Errorf("serve %s: address and port must be set, without a zone: %w", id, lb.ErrInvalid)
+	}
+	return nil
+}
+
+// frontend returns the frontend of an owner: the present one, one that was
+// removed a moment ago, or a new one, which takes over the socket if another
+// owner had it.
+func (c *change) frontend(id lb.Frontend, by lb.Owner) *frontend {
+	e := c.e
+	was := e.frontends[id]
+	if was != nil && was.owner.id == by {
+		return was
+	}
+	fe := c.revive(id, by)
+	if fe == nil {
+		o := e.owners[by]
+		if o == nil {
+			o = &owner{id: by}
+			e.owners[by] = o
+		}
+		fe = newFrontend(id, o, len(e.loops))
+	}
+	if was != nil {
+		if ln := was.ln; ln != nil {
+			was.ln, fe.ln, fe.serving = nil, ln, was.serving
+			c.in(ln.home(), func(l *loop) { ln.assign(l, fe) })
+		}
+		c.remove(was)
+	}
+	e.frontends[id] = fe
+	return fe
+}
+
+// revive takes back a frontend whose connections drain, so that those of a load
+// balancer that was gone for a moment are not cut.
+func (c *change) revive(id lb.Frontend, by lb.Owner) *frontend {
+	for i, fe := range c.e.retired {
+		if fe.id == id && fe.owner.id == by {
+			c.e.retired = slices.Delete(c.e.retired, i, i+1)
+			fe.mu.Lock()
+			fe.retired = false
+			fe.mu.Unlock()
+			c.touched = append(c.touched, fe)
+			return fe
+		}
+	}
+	return nil
+}
+
+// remove takes a frontend out of the table, and closes its socket.
+func (c *change) remove(fe *frontend) {
+	if c.e.frontends[fe.id] == fe {
+		delete(c.e.frontends, fe.id)
+	}
+	fe.mu.Lock()
+	fe.retired = true
+	fe.mu.Unlock()
+	if ln := fe.ln; ln != nil {
+		fe.ln = nil
+		c.in(ln.home(), ln.close)
+	}
+	c.e.retired = append(c.e.retired, fe)
+	c.touched = append(c.touched, fe)
+}
+
+// open opens sockets that are wanted and missing, and makes the others serve or
+// refuse as their groups can.
+func (c *change) open() {
+	for _, fe := range c.e.frontends {
+		serves := fe.spec.Load().group.view.Load().serves()
+		ln := fe.ln
+		if ln != nil && ln.ended() {
+			fe.ln, fe.serving = nil, false
+			continue
+		}
+		if ln == nil || serves == fe.serving {
+			continue
+		}
+		fe.serving = serves
+		c.in(ln.home(), func(l *loop) { fe.trouble = ln.serve(l, serves) })
+	}
+	c.do()
+	var opened []*frontend
+	for _, fe := range c.e.frontends {
+		if fe.trouble != nil {
+			c.fail(fe, fe.trouble)
+		}
+		serves := fe.spec.Load().group.view.Load().serves()
+		if fe.ln != nil || c.refused[fe.id] != nil || !serves && fe.id.Protocol == lb.UDP {
+			continue
+		}
+		ln, err := c.e.listen(fe, serves)
+		if err != nil {
+			c.fail(fe, err)
+			continue
+		}
+		fe.ln, fe.serving = ln, serves
+		opened = append(opened, fe)
+		c.in(ln.home(), func(l *loop) { fe.trouble = ln.attach(l) })
+	}
+	c.do()
+	for _, fe := range opened {
+		if fe.trouble != nil {
+			c.fail(fe, fe.trouble)
+		}
+	}
+}
+
+// fail gives up the frontend's socket until the next Set.
+func (c *change) fail(fe *frontend, err error) {
+	fe.ln, fe.serving, fe.trouble = nil, false, nil
+	if errors.Is(err, errEnded) { // closed by itself, nothing is wrong
+		return
+	}
+	c.refused[fe.id] = c.holders.explain(fe.id, err)
+}
+
+// act carries out a verdict in all loops.
+func (c *change) act(k *link, v verdict) {
+	for i := range c.work {
+		if v == verdictCut {
+			c.in(i, k.cut)
+		} else {
+			c.in(i, k.drain)
+		}
+	}
+}
+
+// forgetRetired drops removed frontends without connections. Callers hold mu.
+func (e *Engine) forgetRetired() {
+	e.retired = slices.DeleteFunc(e.retired, func(fe *frontend) bool { return fe.active.Load() == 0 })
+}
