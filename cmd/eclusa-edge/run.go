@@ -124,18 +124,17 @@ func (p *parts) listen(c Config) error {
 }
 
 func newEdge(c Config, checker *healthcheck.Checker, announcer edge.Announcer, log *zap.Logger) (*edge.Edge, error) {
-	// The engine reports to the edge, which needs the engine to be made.
+	// The engine tells the edge, which needs the engine to be made. No traffic
+	// flows before Run, so nobody is told before e is set.
 	var e *edge.Edge
-	engine, err := newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
+	engine := newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
 		e.DialFailed(owner.Cluster, check, node)
 	})
-	if err != nil {
-		return nil, err
-	}
 	policies := make(map[lb.Cluster]lb.Policy, len(c.Clusters))
 	for _, cluster := range c.Clusters {
 		policies[lb.Cluster(cluster.Name)] = cluster.policy()
 	}
+	var err error
 	e, err = edge.New(edge.Options{
 		Name: c.Name, Version: version, Clusters: policies, Engine: engine, Announcer: announcer, Checker: checker,
 		StateDir: c.StateDir, Reserved: reserved(c), ShareHostAddress: c.ShareHostAddress,
