@@ -2,11 +2,13 @@ package healthcheck
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -85,4 +87,59 @@ func connections(t *testing.T, addrs ...netip.AddrPort) (found []string) {
 		}
 	}
 	return found
+}
+
+// TestRealBlackHolesDelayNobody is the virtual test of that name with sockets: 500
+// probes each second that never hear anything, and a server that hangs and wakes.
+func TestRealBlackHolesDelayNobody(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes ten seconds")
+	}
+	var hangs atomic.Bool
+	good := Target{serve(t, func(c net.Conn) {
+		if hangs.Load() {
+			stay(c)
+			return
+		}
+		say("HTTP/1.1 200 OK\r\n\r\n")(c)
+	}), Spec{Protocol: HTTP}.WithDefaults()}
+	set := map[Target]Result{good: {}}
+	for i, dead := 0, hole(t); i < 500; i++ {
+		// Specs that differ make targets of one address differ.
+		set[Target{dead, Spec{UnhealthyThreshold: 1 + i%5, HealthyThreshold: 1 + i/5}.WithDefaults()}] = Result{}
+	}
+	c := New(Options{})
+	c.Set(set)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ended := make(chan error)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	for i, want := range []State{Up, Down, Up, Down, Up} {
+		hangs.Store(want == Down)
+		took := waitFor(ctx, t, c, good, want)
+		t.Logf("%v after %v; stats %+v", want, took, c.Stats())
+		if most := 3500 * time.Millisecond; i > 0 && took > most {
+			t.Errorf("got %v after %v; want at most %v (2.5s, and time to be scheduled)", want, took, most)
+		}
+	}
+}
+
+// waitFor returns how long a target took to reach a state.
+func waitFor(ctx context.Context, t *testing.T, c *Checker, target Target, want State) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for {
+		if r, _ := c.Result(target); r.State == want {
+			return time.Since(began)
+		}
+		select {
+		case <-c.Changed():
+		case <-ctx.Done():
+			r, _ := c.Result(target)
+			t.Fatalf("%v: got %+v; want %v", target, r, want)
+		}
+	}
 }
