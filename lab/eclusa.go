@@ -122,6 +122,9 @@ func (l *Lab) startEclusa(ctx context.Context) error {
 }
 
 func (l *Lab) makeEdgePKI(ctx context.Context) error {
+	if err := os.MkdirAll(l.EdgePKI(), 0o700); err != nil {
+		return err
+	}
 	if err := l.pkiCommand(ctx, "init"); err != nil {
 		return err
 	}

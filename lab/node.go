@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -101,16 +102,22 @@ func (n *Node) Ready(ctx context.Context) error {
 	return nil
 }
 
+// ready is nil when pods can be placed on the node. Kubernetes takes the taints
+// away a moment after it has become ready.
 func ready(n *corev1.Node) error {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			if c.Status == corev1.ConditionTrue {
-				return nil
-			}
-			return fmt.Errorf("not ready: %s", c.Message)
+	i := slices.IndexFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type == corev1.NodeReady })
+	if i < 0 {
+		return errors.New("has not reported yet")
+	}
+	if c := n.Status.Conditions[i]; c.Status != corev1.ConditionTrue {
+		return fmt.Errorf("not ready: %s", c.Message)
+	}
+	for _, t := range n.Spec.Taints {
+		if t.Key == corev1.TaintNodeNotReady || t.Key == corev1.TaintNodeUnreachable {
+			return fmt.Errorf("has the taint %s", t.Key)
 		}
 	}
-	return errors.New("has not reported yet")
+	return nil
 }
 
 // register makes the Node object before its kubelet does, with the pod ranges

@@ -64,7 +64,7 @@ func removeCgroups(groups []string) error {
 	var errs []error
 	for _, h := range hs {
 		for _, g := range groups {
-			if !filepath.IsLocal(g) {
+			if !filepath.IsLocal(g) || filepath.Clean(g) == "." {
 				errs = append(errs, fmt.Errorf("control group %q: not a name below the root", g))
 				continue
 			}
