@@ -123,7 +123,8 @@ func (zeros) Read(p []byte) (int, error) {
 }
 
 func TestBodyOf100MB(t *testing.T) {
-	b, epoch, tag := claimed(t, nil)
+	const most = 4 << 20
+	b, epoch, tag := claimed(t, func(o *HandlerOptions) { o.MaxBody = most })
 	for _, length := range []int64{100 << 20, -1} {
 		t.Run(fmt.Sprintf("length %d", length), func(t *testing.T) {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+b.addr+configPath, io.LimitReader(zeros{}, 100<<20))
@@ -141,7 +142,7 @@ func TestBodyOf100MB(t *testing.T) {
 			defer resp.Body.Close()
 			text, _ := io.ReadAll(resp.Body)
 			p := decodeProblem(resp.StatusCode, resp.Header.Get("Content-Type"), text)
-			if resp.StatusCode != 413 || p.Type != typePrefix+"exhausted" || !strings.Contains(p.Detail, "67108864") {
+			if resp.StatusCode != 413 || p.Type != typePrefix+"exhausted" || !strings.Contains(p.Detail, fmt.Sprint(most)) {
 				t.Errorf("got %d %+v; want 413 of type exhausted that names the limit", resp.StatusCode, p)
 			}
 		})

@@ -27,7 +27,7 @@ var compareAddrs = cmp.Options{
 func TestPatchRoundTrip(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
-	for i := range 500 {
+	for i := range 200 {
 		a := randomConfig(r)
 		b := mutate(r, a)
 		before, _ := json.Marshal(a)

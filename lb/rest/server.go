@@ -83,6 +83,7 @@ func NewServer(o ServerOptions) *http.Server {
 			}
 		case http.StateClosed, http.StateHijacked:
 			open.Add(-1)
+		default: // neither opened nor closed
 		}
 	}
 	s.RegisterOnShutdown(stopped)

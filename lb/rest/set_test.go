@@ -236,14 +236,14 @@ func TestRemovalGuardAcrossTheNetwork(t *testing.T) {
 	}
 
 	// The same with a PUT, and more keys than a header holds.
-	w.Config, w.ConfirmedRemovals = bigConfig(5000, 2), nil
+	w.Config, w.ConfirmedRemovals = bigConfig(1500, 2), nil
 	b.mustSet(c, w)
 	w.Config = lb.Config{Revision: 5, Pools: map[lb.PoolName]lb.Pool{"x": {}}}
 	if _, err = c.Set(t.Context(), w); !errors.Is(err, lb.ErrRemovalHeld) {
 		t.Fatalf("got %v; want ErrRemovalHeld", err)
 	}
-	if held, ok = errors.AsType[*lb.RemovalHeldError](err); !ok || len(held.Keys) != 5000 {
-		t.Fatalf("got %v; want 5000 keys", err)
+	if held, ok = errors.AsType[*lb.RemovalHeldError](err); !ok || len(held.Keys) != 1500 {
+		t.Fatalf("got %v; want 1500 keys", err)
 	}
 	w.ConfirmedRemovals = held.Keys
 	b.seen()

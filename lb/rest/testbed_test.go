@@ -171,7 +171,7 @@ func (b *testbed) plain(cert *tls.Certificate) *http.Client {
 		tr.TLSClientConfig.Certificates = []tls.Certificate{*cert}
 	}
 	b.t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // ask sends a request with the cluster's certificate. The header is a list of

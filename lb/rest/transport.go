@@ -99,12 +99,9 @@ type repeatable struct{}
 // checkRetry repeats what the edge had no time for, and what got no answer if
 // that does no harm.
 func checkRetry(ctx context.Context, resp *http.Response, err error) (bool, error) {
-	if ctx.Err() != nil {
-		return false, ctx.Err()
-	}
 	if err != nil {
 		may, _ := ctx.Value(repeatable{}).(bool)
-		return may && !permanent(err), nil
+		return may && ctx.Err() == nil && !permanent(err), nil
 	}
 	if resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
 		return retryAfter(resp) <= maxRetryAfter, nil
@@ -124,7 +121,7 @@ func permanent(err error) bool {
 // backoff waits as long as the edge asks for, and else a random time that grows.
 func backoff(least, most time.Duration, attempt int, resp *http.Response) time.Duration {
 	wait := min(least<<attempt, most)
-	wait = wait/2 + rand.N(wait)
+	wait = wait/2 + rand.N(wait) //nolint:gosec // nobody gains from guessing it
 	return max(wait, retryAfter(resp))
 }
 
