@@ -34,8 +34,9 @@
 // Probes block their worker, so that members which never answer could take them
 // all and delay the verdict on others. They cannot: the budget limits how fast
 // workers are taken and the timeout how long, and up to the default timeout there
-// are enough workers for every single probe of the budget to time out. Probes
-// with longer timeouts share three quarters of the workers among themselves, and
+// are enough workers for every single probe of the budget to time out (beyond
+// 2,048 probes per second only if Options.Workers says so). Probes with longer
+// timeouts share three quarters of the workers among themselves, and
 // wait in a line apart when that is not enough.
 package healthcheck
 
