@@ -1,0 +1,404 @@
+package ipam
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// Assign decides for all claims at once, and returns a Result for each Owner.
+//
+//   - What a claim holds it keeps, even if it could not get it today: the pool
+//     changed, or does not exist any more.
+//   - A claim that asks for another address or another pool than it has moves,
+//     as soon as it can. Until then it keeps what it has and is refused. What it
+//     leaves is given to nobody in the same call; the caller quarantines it.
+//   - Requests are honoured or refused; an address that another claim holds
+//     stays where it is, whichever claim is older.
+//   - Without a request a claim gets the smallest free address of its family in
+//     the first pool, by name, that is open to it.
+//
+// Assign changes none of its arguments. Its result does not depend on the order
+// of pools, of claims or of the EligiblePools of a claim.
+func Assign(pools []Pool, claims []Claim, quarantined map[netip.Addr]Quarantine) map[string]Result {
+	a := &assignment{
+		supplies:    newSupplies(pools),
+		quarantined: quarantined,
+		taken:       make(map[netip.Addr]*tenancy, len(claims)),
+		leaving:     map[netip.Addr]*Claim{},
+		shared:      map[string][]netip.Addr{},
+		exhausted:   map[supplyFamily]string{},
+	}
+	sorted := make([]*Claim, len(claims))
+	for i := range claims {
+		sorted[i] = &claims[i]
+	}
+	slices.SortFunc(sorted, byAge)
+	kept := make([]map[lb.Family]netip.Addr, len(sorted))
+	for i, c := range sorted {
+		kept[i] = a.keep(c)
+	}
+	results := make(map[string]Result, len(sorted))
+	for i, c := range sorted {
+		results[c.Owner] = a.decide(c, kept[i])
+	}
+	return results
+}
+
+// An assignment is one run of Assign.
+type assignment struct {
+	supplies    []*supply // by name
+	quarantined map[netip.Addr]Quarantine
+	taken       map[netip.Addr]*tenancy
+	leaving     map[netip.Addr]*Claim   // held until now by claims that moved
+	shared      map[string][]netip.Addr // the addresses of each sharing key
+	exhausted   map[supplyFamily]string
+}
+
+// A supplyFamily names one family of a pool.
+type supplyFamily struct {
+	*supply
+	family lb.Family
+}
+
+// A tenancy is who has an address.
+type tenancy struct {
+	first *Claim
+	ports map[PortKey]*Claim // nil if first does not share
+}
+
+// blocks returns the claim because of which c cannot have the address too, and
+// the port that they both want, if it is only for that.
+func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
+	if c.SharingKey == "" || c.SharingKey != t.first.SharingKey {
+		return t.first, PortKey{}
+	}
+	for _, p := range c.Ports {
+		if other := t.ports[p]; other != nil && other != c {
+			return other, p
+		}
+	}
+	return nil, PortKey{}
+}
+
+// take gives a claim an address that nobody blocks.
+func (a *assignment) take(c *Claim, addr netip.Addr) {
+	t := a.taken[addr]
+	if t == nil {
+		t = &tenancy{first: c}
+		a.taken[addr] = t
+		if c.SharingKey != "" {
+			t.ports = make(map[PortKey]*Claim, len(c.Ports))
+			a.shared[c.SharingKey] = append(a.shared[c.SharingKey], addr)
+		}
+	}
+	if t.ports != nil {
+		for _, p := range c.Ports {
+			t.ports[p] = c
+		}
+	}
+}
+
+// keep gives a claim what it holds, unless a claim before it has that, and
+// returns the address of each family that it can go on with.
+func (a *assignment) keep(c *Claim) map[lb.Family]netip.Addr {
+	if len(c.Held) == 0 {
+		return nil
+	}
+	kept := make(map[lb.Family]netip.Addr, len(c.Held))
+	for _, addr := range c.Held {
+		if !usable(addr) || kept[lb.FamilyOf(addr)] == addr {
+			continue
+		}
+		if t := a.taken[addr]; t != nil {
+			if other, _ := t.blocks(c); other != nil && other != c {
+				continue
+			}
+		}
+		a.take(c, addr)
+		f := lb.FamilyOf(addr)
+		_, known := kept[f]
+		if known && addr != c.requested(f) || !slices.Contains(c.Families, f) {
+			a.leave(c, addr)
+			continue
+		}
+		if known {
+			a.leave(c, kept[f])
+		}
+		kept[f] = addr
+	}
+	return kept
+}
+
+// leave notes that a claim goes without an address that it held.
+func (a *assignment) leave(c *Claim, addr netip.Addr) {
+	if a.leaving[addr] == nil {
+		a.leaving[addr] = c
+	}
+}
+
+// decide finds the addresses of a claim, given those that it can keep.
+func (a *assignment) decide(c *Claim, kept map[lb.Family]netip.Addr) Result {
+	if fault := c.fault(); fault != nil {
+		return a.result(c, kept, fault, nil)
+	}
+	var missing *Refusal
+	chosen := make(map[lb.Family]netip.Addr, len(c.Families))
+	for _, f := range c.Families {
+		addr, refusal := a.choose(c, f, kept[f])
+		switch {
+		case refusal == nil:
+			chosen[f] = addr
+		case c.RequireAll || c.requested(f).IsValid() || kept[f].IsValid():
+			return a.result(c, kept, refusal, nil)
+		case missing == nil:
+			missing = refusal
+		}
+	}
+	if len(chosen) == 0 {
+		return a.result(c, kept, missing, nil)
+	}
+	for f, addr := range chosen {
+		if held := kept[f]; held.IsValid() && held != addr {
+			a.leave(c, held)
+		}
+		a.take(c, addr)
+	}
+	return a.result(c, chosen, nil, missing)
+}
+
+func (a *assignment) result(c *Claim, addrs map[lb.Family]netip.Addr, refusal, missing *Refusal) Result {
+	r := Result{Refusal: refusal, Missing: missing}
+	for _, f := range c.Families {
+		addr, ok := addrs[f]
+		if !ok || slices.Contains(r.Addresses, addr) {
+			continue
+		}
+		pool := a.poolOf(c, addr)
+		if pool == "" {
+			r.Orphaned = append(r.Orphaned, addr)
+		}
+		if len(r.Addresses) == 0 {
+			r.Pool = pool
+		}
+		r.Addresses = append(r.Addresses, addr)
+	}
+	return r
+}
+
+// poolOf returns the name of the pool that has an address; of several, one that
+// the claim may use.
+func (a *assignment) poolOf(c *Claim, addr netip.Addr) string {
+	found := ""
+	for _, s := range a.supplies {
+		if !s.contains(addr) {
+			continue
+		}
+		if c.mayUse(s) {
+			return s.name
+		}
+		if found == "" {
+			found = s.name
+		}
+	}
+	return found
+}
+
+func (c *Claim) mayUse(s *supply) bool {
+	return (c.Pool == "" || c.Pool == s.name) && slices.Contains(c.EligiblePools, s.name)
+}
+
+// usable reports whether an address is written the one way that it is known by.
+func usable(a netip.Addr) bool { return a.IsValid() && a.Zone() == "" && !a.Is4In6() }
+
+// fault says how a claim contradicts itself.
+func (c *Claim) fault() *Refusal {
+	if len(c.Families) == 0 {
+		return &Refusal{InvalidClaim, "no address family is wanted: at least one of ipv4 and ipv6 is needed"}
+	}
+	for i, addr := range c.Requested {
+		switch {
+		case !usable(addr):
+			return &Refusal{InvalidClaim, fmt.Sprintf("requested address %q is not usable: it must be an IPv4 or IPv6 address without zone", addr)}
+		case !slices.Contains(c.Families, lb.FamilyOf(addr)):
+			return &Refusal{WrongFamily, fmt.Sprintf("requested address %s is of family %s, but only %s is wanted", addr, lb.FamilyOf(addr), join(c.Families))}
+		case slices.ContainsFunc(c.Requested[:i], func(b netip.Addr) bool { return lb.FamilyOf(b) == lb.FamilyOf(addr) }):
+			return &Refusal{InvalidClaim, fmt.Sprintf("requested addresses %s: at most one of each family can be had", join(c.Requested))}
+		}
+	}
+	return nil
+}
+
+// choose finds the address of one family. Held is the one that the claim can
+// keep, if any.
+func (a *assignment) choose(c *Claim, f lb.Family, held netip.Addr) (netip.Addr, *Refusal) {
+	if want := c.requested(f); want.IsValid() {
+		if want == held {
+			return held, nil
+		}
+		return want, a.examine(c, want)
+	}
+	if c.Pool == "" && held.IsValid() {
+		return held, nil
+	}
+	if c.Pool != "" {
+		i := slices.IndexFunc(a.supplies, func(s *supply) bool { return s.name == c.Pool })
+		switch {
+		case i < 0:
+			return netip.Addr{}, &Refusal{PoolNotFound, fmt.Sprintf("pool %q does not exist; the pools are %s", c.Pool, join(names(a.supplies)))}
+		case held.IsValid() && a.supplies[i].contains(held):
+			return held, nil
+		case !c.mayUse(a.supplies[i]):
+			return netip.Addr{}, &Refusal{NotEligible, fmt.Sprintf("pool %q may not be used: its selectors do not select this Service", c.Pool)}
+		}
+	}
+	return a.find(c, f)
+}
+
+// examine says why a claim cannot have an address that it asks for.
+func (a *assignment) examine(c *Claim, want netip.Addr) *Refusal {
+	var having []string
+	allowed := false
+	for _, s := range a.supplies {
+		if s.contains(want) {
+			having = append(having, s.name)
+			allowed = allowed || c.mayUse(s)
+		}
+	}
+	switch {
+	case len(having) == 0:
+		return &Refusal{OutsidePools, fmt.Sprintf("requested address %s is outside every pool; the pools are %s", want, join(names(a.supplies)))}
+	case !allowed && c.Pool != "" && !slices.Contains(having, c.Pool):
+		return &Refusal{NotEligible, fmt.Sprintf("requested address %s is in pool %s, but pool %q is asked for", want, join(having), c.Pool)}
+	case !allowed:
+		return &Refusal{NotEligible, fmt.Sprintf("requested address %s is in pool %s, whose selectors do not select this Service", want, join(having))}
+	}
+	if other := a.leaving[want]; other != nil && other != c {
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is being given up by %q, and is free when every edge has let go of it", want, other.Name)}
+	}
+	if t := a.taken[want]; t != nil {
+		if other, port := t.blocks(c); other != nil {
+			return inUse(c, want, other, port)
+		}
+	}
+	if q, ok := a.quarantined[want]; ok && q.Owner != c.Owner {
+		return &Refusal{Quarantined, fmt.Sprintf("requested address %s was freed at %s, and is in quarantine until every edge has let go of it", want, q.Since.UTC().Format(time.RFC3339))}
+	}
+	return nil
+}
+
+func inUse(c *Claim, want netip.Addr, other *Claim, port PortKey) *Refusal {
+	switch {
+	case port != PortKey{}:
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is shared with %q, which uses %s port %d as well", want, other.Name, port.Protocol, port.Port)}
+	case c.SharingKey != "":
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q, which does not have the sharing key %s", want, other.Name, quote(c.SharingKey))}
+	}
+	return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q", want, other.Name)}
+}
+
+// find looks for any address of a family in the pools that are open to a claim.
+func (a *assignment) find(c *Claim, f lb.Family) (netip.Addr, *Refusal) {
+	var open []*supply
+	for _, s := range a.supplies {
+		if c.mayUse(s) && (s.auto || c.Pool != "") && len(s.ranges[f]) > 0 {
+			open = append(open, s)
+		}
+	}
+	if len(open) == 0 {
+		return netip.Addr{}, a.noPool(c, f)
+	}
+	if addr, ok := a.join(c, f, open); ok {
+		return addr, nil
+	}
+	unavailable := func(addr netip.Addr) bool {
+		_, quarantined := a.quarantined[addr]
+		return quarantined || a.taken[addr] != nil || a.leaving[addr] != nil
+	}
+	for _, s := range open {
+		if addr, ok := s.free(f, unavailable); ok {
+			return addr, nil
+		}
+	}
+	var details []string
+	for _, s := range open {
+		details = append(details, a.exhaustion(supplyFamily{s, f}))
+	}
+	return netip.Addr{}, &Refusal{Exhausted, strings.Join(details, ", ") + "; add addresses to the pool, or delete what is not needed"}
+}
+
+func (a *assignment) noPool(c *Claim, f lb.Family) *Refusal {
+	if c.Pool != "" {
+		return &Refusal{NoPool, fmt.Sprintf("pool %q has no %s addresses; add some, or ask for another family", c.Pool, f)}
+	}
+	if len(c.EligiblePools) == 0 {
+		return &Refusal{NoPool, fmt.Sprintf("no pool selects this Service; the pools are %s", join(names(a.supplies)))}
+	}
+	return &Refusal{NoPool, fmt.Sprintf("none of the pools that select this Service has %s addresses and assigns them unasked: %s", f, join(slices.Sorted(slices.Values(c.EligiblePools))))}
+}
+
+// join finds the smallest address that the claim can share.
+func (a *assignment) join(c *Claim, f lb.Family, open []*supply) (netip.Addr, bool) {
+	if c.SharingKey == "" {
+		return netip.Addr{}, false
+	}
+	var best netip.Addr
+	for _, addr := range a.shared[c.SharingKey] {
+		_, quarantined := a.quarantined[addr]
+		if lb.FamilyOf(addr) != f || quarantined || a.leaving[addr] != nil || best.IsValid() && best.Less(addr) {
+			continue
+		}
+		if !slices.ContainsFunc(open, func(s *supply) bool { return s.contains(addr) }) {
+			continue
+		}
+		if other, _ := a.taken[addr].blocks(c); other == nil {
+			best = addr
+		}
+	}
+	return best, best.IsValid()
+}
+
+// exhaustion says how a pool came to be empty. It is worked out once, however
+// many claims wait.
+func (a *assignment) exhaustion(s supplyFamily) string {
+	text, known := a.exhausted[s]
+	if !known {
+		used := make(map[netip.Addr]bool, len(a.taken))
+		for addr := range a.taken {
+			used[addr] = true
+		}
+		count := s.usage(used, a.quarantined)
+		n := count.of(s.family)
+		text = fmt.Sprintf("pool %q has no free %s address: %d of %d are in use, %d in quarantine", s.name, s.family, n.Used, n.Total, n.Quarantined)
+		a.exhausted[s] = text
+	}
+	return text
+}
+
+func names(supplies []*supply) []string {
+	var all []string
+	for _, s := range supplies {
+		all = append(all, s.name)
+	}
+	return all
+}
+
+// join writes a list for a message of bounded length.
+func join[T any](all []T) string {
+	const shown = 8
+	if len(all) == 0 {
+		return "none"
+	}
+	var texts []string
+	for _, v := range all[:min(len(all), shown)] {
+		texts = append(texts, fmt.Sprint(v))
+	}
+	if len(all) > shown {
+		texts = append(texts, fmt.Sprintf("and %d more", len(all)-shown))
+	}
+	return strings.Join(texts, ", ")
+}

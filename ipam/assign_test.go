@@ -1,0 +1,276 @@
+package ipam_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/eclusa-lb/eclusa/ipam"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func addrs(texts ...string) []netip.Addr {
+	var all []netip.Addr
+	for _, text := range texts {
+		all = append(all, netip.MustParseAddr(text))
+	}
+	return all
+}
+
+// The pools of the tests. "named" gives addresses only to those who ask for it.
+func testPools() []ipam.Pool {
+	named := pool("named", "203.0.113.0/30", "2001:db8:3::/64")
+	named.AutoAssign = false
+	return []ipam.Pool{
+		pool("main", "192.0.2.1-192.0.2.3", "2001:db8::/64"),
+		pool("other", "198.51.100.1-198.51.100.2"),
+		named,
+	}
+}
+
+// A part changes a claim that is otherwise like all others of the tests.
+type part func(*ipam.Claim)
+
+// claim returns a claim on one IPv4 address from pool "main". Claims are as old
+// as their owners are small.
+func claim(owner string, parts ...part) ipam.Claim {
+	c := ipam.Claim{
+		Owner: owner, Name: "default/" + owner, Time: start,
+		Families: []lb.Family{lb.IPv4}, EligiblePools: []string{"main"},
+		Ports: []ipam.PortKey{{Protocol: lb.TCP, Port: 80}},
+	}
+	for _, p := range parts {
+		p(&c)
+	}
+	return c
+}
+
+func holds(texts ...string) part { return func(c *ipam.Claim) { c.Held = addrs(texts...) } }
+
+func wants(texts ...string) part { return func(c *ipam.Claim) { c.Requested = addrs(texts...) } }
+
+func from(name string) part { return func(c *ipam.Claim) { c.Pool = name } }
+
+func eligible(names ...string) part { return func(c *ipam.Claim) { c.EligiblePools = names } }
+
+func families(f ...lb.Family) part { return func(c *ipam.Claim) { c.Families = f } }
+
+func requireAll(c *ipam.Claim) { c.RequireAll = true }
+
+func late(c *ipam.Claim) { c.Time = start.Add(time.Hour) }
+
+func shares(key string, ports ...uint16) part {
+	return func(c *ipam.Claim) {
+		c.SharingKey, c.Ports = key, nil
+		for _, p := range ports {
+			c.Ports = append(c.Ports, ipam.PortKey{Protocol: lb.TCP, Port: p})
+		}
+	}
+}
+
+var assignTests = []struct {
+	name        string
+	claims      []ipam.Claim
+	quarantined map[string]ipam.Quarantine
+	want        map[string]string // see text
+}{
+	{"first come, first served", []ipam.Claim{claim("b", late), claim("a", late), claim("c")}, nil, map[string]string{
+		"c": "192.0.2.1 from main", "a": "192.0.2.2 from main", "b": "192.0.2.3 from main",
+	}},
+	{"what is held stays", []ipam.Claim{claim("a"), claim("b", holds("192.0.2.1"))}, nil, map[string]string{
+		"a": "192.0.2.2 from main", "b": "192.0.2.1 from main",
+	}},
+	{"held in a pool that is not eligible any more", []ipam.Claim{claim("a", holds("198.51.100.1"))}, nil, map[string]string{
+		"a": "198.51.100.1 from other",
+	}},
+	{"held, and no pool has it any more", []ipam.Claim{claim("a", holds("10.0.0.1")), claim("b", holds("10.0.0.2"), wants("10.0.0.2"))}, nil, map[string]string{
+		"a": "10.0.0.1 orphaned", "b": "10.0.0.2 orphaned",
+	}},
+	{"held by two, the older keeps it", []ipam.Claim{claim("b", holds("192.0.2.1")), claim("a", holds("192.0.2.1"))}, nil, map[string]string{
+		"a": "192.0.2.1 from main", "b": "192.0.2.2 from main",
+	}},
+	{"held twice, and more than is wanted", []ipam.Claim{claim("a", holds("192.0.2.2", "192.0.2.2", "192.0.2.1", "2001:db8::1")), claim("b"), claim("c", wants("192.0.2.1"))}, nil, map[string]string{
+		"a": "192.0.2.2 from main", "b": "192.0.2.3 from main",
+		"c": `refused AddressInUse: requested address 192.0.2.1 is being given up by "default/a", and is free when every edge has let go of it`,
+	}},
+	{"held and unusable", []ipam.Claim{{Owner: "a", Families: []lb.Family{lb.IPv4}, EligiblePools: []string{"main"}, Held: []netip.Addr{{}, netip.MustParseAddr("::ffff:192.0.2.3"), netip.MustParseAddr("fe80::1%a")}}}, nil, map[string]string{
+		"a": "192.0.2.1 from main",
+	}},
+	{"requests", []ipam.Claim{
+		claim("a", wants("192.0.2.3")), claim("b", wants("192.0.2.3")), claim("c", wants("10.0.0.1")), claim("d", wants("198.51.100.1")),
+		claim("e", wants("2001:db8::1")), claim("f", wants("192.0.2.1", "192.0.2.2")), claim("g", wants("203.0.113.1"), eligible("named")),
+		claim("h", wants("192.0.2.1"), from("other"), eligible("main", "other")), claim("i", families()), claim("j", wants("::ffff:192.0.2.1")),
+	}, nil, map[string]string{
+		"a": "192.0.2.3 from main",
+		"b": `refused AddressInUse: requested address 192.0.2.3 is in use by "default/a"`,
+		"c": "refused AddressOutsidePools: requested address 10.0.0.1 is outside every pool; the pools are main, named, other",
+		"d": "refused PoolNotEligible: requested address 198.51.100.1 is in pool other, whose selectors do not select this Service",
+		"e": "refused AddressFamilyMismatch: requested address 2001:db8::1 is of family ipv6, but only ipv4 is wanted",
+		"f": "refused InvalidAddressRequest: requested addresses 192.0.2.1, 192.0.2.2: at most one of each family can be had",
+		"g": "203.0.113.1 from named",
+		"h": `refused PoolNotEligible: requested address 192.0.2.1 is in pool main, but pool "other" is asked for`,
+		"i": "refused InvalidAddressRequest: no address family is wanted: at least one of ipv4 and ipv6 is needed",
+		"j": `refused InvalidAddressRequest: requested address "::ffff:192.0.2.1" is not usable: it must be an IPv4 or IPv6 address without zone`,
+	}},
+	{"a request never takes from a holder", []ipam.Claim{claim("a", wants("192.0.2.1")), claim("b", late, holds("192.0.2.1"))}, nil, map[string]string{
+		"a": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/b"`, "b": "192.0.2.1 from main",
+	}},
+	{"a request that changed moves", []ipam.Claim{claim("a", holds("192.0.2.1"), wants("192.0.2.3")), claim("b"), claim("c", wants("192.0.2.1"))}, nil, map[string]string{
+		"a": "192.0.2.3 from main", "b": "192.0.2.2 from main",
+		"c": `refused AddressInUse: requested address 192.0.2.1 is being given up by "default/a", and is free when every edge has let go of it`,
+	}},
+	{"a request that changed in vain", []ipam.Claim{claim("a", holds("192.0.2.1"), wants("192.0.2.2")), claim("b", holds("192.0.2.2"), wants("192.0.2.1")), claim("c", holds("192.0.2.3"), wants("10.0.0.1"))}, nil, map[string]string{
+		"a": `192.0.2.1 from main; refused AddressInUse: requested address 192.0.2.2 is in use by "default/b"`,
+		"b": `192.0.2.2 from main; refused AddressInUse: requested address 192.0.2.1 is in use by "default/a"`,
+		"c": "192.0.2.3 from main; refused AddressOutsidePools: requested address 10.0.0.1 is outside every pool; the pools are main, named, other",
+	}},
+	{"another pool is asked for", []ipam.Claim{
+		claim("a", holds("192.0.2.1"), from("named"), eligible("named")), claim("b", from("nowhere"), holds("192.0.2.2")), claim("c", from("other")),
+		claim("d", from("named"), eligible("named"), holds("203.0.113.2")), claim("e", from("other"), eligible("other"), families(lb.IPv6)),
+		claim("f", from("named"), eligible("named"), holds("192.0.2.3")),
+	}, nil, map[string]string{
+		"a": "203.0.113.1 from named",
+		"b": `192.0.2.2 from main; refused PoolNotFound: pool "nowhere" does not exist; the pools are main, named, other`,
+		"c": `refused PoolNotEligible: pool "other" may not be used: its selectors do not select this Service`,
+		"d": "203.0.113.2 from named",
+		"e": `refused NoEligiblePool: pool "other" has no ipv6 addresses; add some, or ask for another family`,
+		"f": `192.0.2.3 from main; refused PoolExhausted: pool "named" has no free ipv4 address: 2 of 2 are in use, 0 in quarantine; add addresses to the pool, or delete what is not needed`,
+	}},
+	{"pools by name, as far as they are open", []ipam.Claim{
+		claim("a", eligible("other", "main")), claim("b", eligible("other", "main", "named"), families(lb.IPv6)), claim("c", eligible("named")), claim("d", eligible()), claim("e", eligible("gone")),
+	}, nil, map[string]string{
+		"a": "192.0.2.1 from main",
+		"b": "2001:db8::1 from main",
+		"c": "refused NoEligiblePool: none of the pools that select this Service has ipv4 addresses and assigns them unasked: named",
+		"d": "refused NoEligiblePool: no pool selects this Service; the pools are main, named, other",
+		"e": "refused NoEligiblePool: none of the pools that select this Service has ipv4 addresses and assigns them unasked: gone",
+	}},
+	{"exhausted", []ipam.Claim{
+		claim("a", eligible("other", "main")), claim("b", eligible("other", "main")), claim("c", eligible("other", "main")), claim("d", eligible("other", "main")), claim("e", eligible("other", "main")),
+	}, map[string]ipam.Quarantine{"192.0.2.1": {Since: start}}, map[string]string{
+		"a": "192.0.2.2 from main", "b": "192.0.2.3 from main", "c": "198.51.100.1 from other", "d": "198.51.100.2 from other",
+		"e": `refused PoolExhausted: pool "main" has no free ipv4 address: 2 of 3 are in use, 1 in quarantine, pool "other" has no free ipv4 address: 2 of 2 are in use, 0 in quarantine; add addresses to the pool, or delete what is not needed`,
+	}},
+	{"quarantine", []ipam.Claim{claim("a", wants("192.0.2.1")), claim("b", wants("192.0.2.2")), claim("c", holds("192.0.2.3"))}, map[string]ipam.Quarantine{
+		"192.0.2.1": {Since: start, Owner: "x"}, "192.0.2.2": {Since: start, Owner: "b"}, "192.0.2.3": {Since: start, Owner: "x"},
+	}, map[string]string{
+		"a": "refused AddressQuarantined: requested address 192.0.2.1 was freed at 2026-01-02T03:04:05Z, and is in quarantine until every edge has let go of it",
+		"b": "192.0.2.2 from main", "c": "192.0.2.3 from main",
+	}},
+	{"two families", []ipam.Claim{
+		claim("a", families(lb.IPv6, lb.IPv4)),
+		claim("b", families(lb.IPv4, lb.IPv6), requireAll, holds("192.0.2.3")),
+		claim("c", families(lb.IPv4, lb.IPv6), eligible("other")),
+		claim("d", families(lb.IPv4, lb.IPv6), eligible("other"), requireAll),
+		claim("e", families(lb.IPv4, lb.IPv6), eligible("other"), requireAll, holds("198.51.100.2")),
+		claim("f", families(lb.IPv4, lb.IPv6), wants("2001:db8::5")),
+		claim("g", families(lb.IPv4, lb.IPv6), wants("2001:db8::5")),
+	}, nil, map[string]string{
+		"a": "2001:db8::1 192.0.2.1 from main",
+		"b": "192.0.2.3 2001:db8::2 from main",
+		"c": "198.51.100.1 from other; missing NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: other",
+		"d": `refused PoolExhausted: pool "other" has no free ipv4 address: 2 of 2 are in use, 0 in quarantine; add addresses to the pool, or delete what is not needed`,
+		"e": "198.51.100.2 from other; refused NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: other",
+		"f": "192.0.2.2 2001:db8::5 from main",
+		"g": `refused AddressInUse: requested address 2001:db8::5 is in use by "default/f"`,
+	}},
+	{"what a refused claim would have had stays free", []ipam.Claim{claim("a", families(lb.IPv4, lb.IPv6), requireAll, eligible("other")), claim("b", eligible("other"))}, nil, map[string]string{
+		"a": "refused NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: other",
+		"b": "198.51.100.1 from other",
+	}},
+	{"sharing", []ipam.Claim{
+		claim("a", shares("k", 80)), claim("b", shares("k", 443)), claim("c", shares("k", 443)), claim("d", shares("l", 1000)),
+		claim("e", shares("k", 8080), wants("192.0.2.1")), claim("f", shares("k", 80, 81), wants("192.0.2.1")),
+		claim("g", shares("l", 1001), wants("192.0.2.1")), claim("h", wants("192.0.2.1")), claim("i", shares("m", 1), eligible("other")),
+	}, nil, map[string]string{
+		"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main", "d": "192.0.2.3 from main",
+		"e": "192.0.2.1 from main",
+		"f": `refused AddressInUse: requested address 192.0.2.1 is shared with "default/a", which uses tcp port 80 as well`,
+		"g": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "l"`,
+		"h": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a"`,
+		"i": "198.51.100.1 from other",
+	}},
+	{"an address without sharing conflicts on other ports too", []ipam.Claim{claim("a", wants("192.0.2.1")), claim("b", shares("", 443), wants("192.0.2.1")), claim("c", shares("k", 444), wants("192.0.2.1"))}, nil, map[string]string{
+		"a": "192.0.2.1 from main",
+		"b": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a"`,
+		"c": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "k"`,
+	}},
+	{"sharing what is held", []ipam.Claim{
+		claim("a", shares("k", 80), holds("192.0.2.2")), claim("b", shares("k", 443), holds("192.0.2.2")), claim("c", shares("k", 8443), late), claim("d", shares("x", 99), holds("192.0.2.2")),
+	}, nil, map[string]string{
+		"a": "192.0.2.2 from main", "b": "192.0.2.2 from main", "c": "192.0.2.2 from main", "d": "192.0.2.1 from main",
+	}},
+	{"nobody joins what is in quarantine or being left", []ipam.Claim{
+		claim("a", shares("k", 80), holds("192.0.2.1")), claim("b", shares("k", 443), holds("192.0.2.1"), wants("192.0.2.3")), claim("c", shares("k", 81)), claim("d", shares("k", 82), wants("192.0.2.1")),
+	}, nil, map[string]string{
+		"a": "192.0.2.1 from main", "b": "192.0.2.3 from main", "c": "192.0.2.3 from main",
+		"d": `refused AddressInUse: requested address 192.0.2.1 is being given up by "default/b", and is free when every edge has let go of it`,
+	}},
+	{"no ports of a shared address in quarantine", []ipam.Claim{claim("a", shares("k", 80), holds("192.0.2.1")), claim("c", shares("k", 81))}, map[string]ipam.Quarantine{"192.0.2.1": {Since: start}}, map[string]string{
+		"a": "192.0.2.1 from main", "c": "192.0.2.2 from main",
+	}},
+}
+
+// text writes a result for the tables above.
+func text(r ipam.Result) string {
+	var parts []string
+	for _, a := range r.Addresses {
+		parts = append(parts, a.String())
+	}
+	if r.Pool != "" {
+		parts = append(parts, "from "+r.Pool)
+	}
+	if len(r.Orphaned) > 0 {
+		parts = append(parts, "orphaned")
+	}
+	all := []string{}
+	if len(parts) > 0 {
+		all = append(all, strings.Join(parts, " "))
+	}
+	if r.Refusal != nil {
+		all = append(all, fmt.Sprintf("refused %s: %s", r.Refusal.Reason, r.Refusal.Detail))
+	}
+	if r.Missing != nil {
+		all = append(all, fmt.Sprintf("missing %s: %s", r.Missing.Reason, r.Missing.Detail))
+	}
+	return strings.Join(all, "; ")
+}
+
+func TestAssign(t *testing.T) {
+	for _, test := range assignTests {
+		t.Run(test.name, func(t *testing.T) {
+			quarantined := map[netip.Addr]ipam.Quarantine{}
+			for a, q := range test.quarantined {
+				quarantined[netip.MustParseAddr(a)] = q
+			}
+			got := map[string]string{}
+			results := ipam.Assign(testPools(), test.claims, quarantined)
+			for owner, r := range results {
+				got[owner] = text(r)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("results differ (-want +got):\n%s", diff)
+			}
+			checkProperties(t, testPools(), test.claims, quarantined)
+		})
+	}
+}
+
+func TestRefusalKinds(t *testing.T) {
+	for reason, want := range map[ipam.Reason]error{
+		ipam.InUse: lb.ErrAddressHeld, ipam.Quarantined: lb.ErrConflict, ipam.Exhausted: lb.ErrExhausted, ipam.NoPool: lb.ErrNotFound,
+		ipam.PoolNotFound: lb.ErrNotFound, ipam.OutsidePools: lb.ErrInvalid, ipam.InvalidClaim: lb.ErrInvalid, "new": lb.ErrInvalid,
+	} {
+		var err error = &ipam.Refusal{Reason: reason, Detail: "detail"}
+		if !errors.Is(err, want) || err.Error() != "detail" {
+			t.Errorf("%s: got %v; want an error of kind %v", reason, err, want)
+		}
+	}
+}
