@@ -66,6 +66,12 @@ type clusterStats struct {
 	save time.Duration // of the last save
 }
 
+func (s *clusterStats) lastSave() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.save
+}
+
 var _ lb.Balancer = (*cluster)(nil)
 
 // clusterDir returns the directory of a cluster's files.

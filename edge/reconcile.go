@@ -2,7 +2,6 @@ package edge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -27,9 +26,9 @@ type loop struct {
 	odd    map[lb.Owner]lb.LoadBalancerStatus // those that were left out
 
 	refused map[lb.Frontend]error
-	unheard map[netip.Addr]error // addresses that could not be announced
-	trouble bool                 // something has to be tried again soon
-	pending bool                 // a member may be found dead without any change
+	announcing
+	trouble bool // something has to be tried again soon
+	pending bool // a member may be found dead without any change
 
 	healthChanged bool // since healthSaved
 	healthSaved   time.Time
@@ -53,10 +52,11 @@ func (l *loop) work(ctx context.Context, force bool) {
 	s := l.plan.survey(l.known, l.seeds)
 	if !force && maps.Equal(held, l.held) && maps.Equal(s.health, l.health) {
 		l.follow(s)
+		l.release(ctx)
 		return
 	}
 	l.compile(held, s)
-	l.apply(ctx)
+	l.apply(ctx, force)
 	l.tell()
 	l.stats.applied(time.Since(start))
 }
@@ -82,6 +82,7 @@ func (l *loop) compile(held map[lb.Cluster]*held, s survey) {
 			l.odd[lb.Owner{Cluster: name, UID: uid}] = status
 		}
 	}
+	agreed := false
 	for range 2 {
 		health := s.health
 		in.Health = func(c lb.Cluster, check lb.HealthCheck, node lb.NodeName) lb.MemberHealth {
@@ -93,11 +94,15 @@ func (l *loop) compile(held map[lb.Cluster]*held, s survey) {
 		l.plan = next
 		l.hints.Store(newHints(next))
 		s = l.plan.survey(l.known, l.seeds)
-		if agree(s.health, health) {
+		if agreed = agree(s.health, health); agreed {
 			break
 		}
 	}
 	l.held, l.health = held, s.health
+	if !agreed { // probes were faster than we are
+		l.health = nil
+		l.kick()
+	}
 	l.follow(s)
 }
 
@@ -131,91 +136,24 @@ func (l *loop) host() lb.Host {
 
 // apply hands the table to the engine, and then its addresses to the announcer:
 // an address that arrives before its listeners would be met with resets.
-func (l *loop) apply(ctx context.Context) {
+func (l *loop) apply(ctx context.Context, force bool) {
 	ctx, cancel := context.WithTimeout(ctx, l.applyTimeout)
 	defer cancel()
 	l.trouble = false
 	refused, err := l.engine.Set(ctx, l.out.Table)
 	if err != nil {
 		l.trouble = true
-		l.stats.failed(err)
+		l.stats.engineSaid(len(l.refused), err)
 		l.log.Error("the engine does not take the table; what was served before goes on, and it is tried again", zap.Error(err))
 		return
 	}
 	l.logRefused(refused)
 	l.refused = refused
 	l.trouble = len(refused) > 0
-	l.stats.failed(nil)
-	l.announce(ctx)
+	l.stats.engineSaid(len(refused), nil)
+	l.leave()
+	l.announce(ctx, force)
 	l.ready.Store(true)
-}
-
-// announce lets the addresses that are served arrive here.
-func (l *loop) announce(ctx context.Context) {
-	l.unheard = nil
-	if l.announcer == nil {
-		return
-	}
-	addrs := l.addresses()
-	err := l.announcer.Set(ctx, addrs)
-	if err != nil {
-		l.trouble = true
-		l.log.Error("addresses of load balancers cannot be announced; it is tried again", zap.Error(err))
-		l.unheard = unheardOf(err, addrs)
-	}
-	l.stats.announced(len(addrs)-len(l.unheard), err)
-}
-
-// unheardOf returns the addresses that an announcer's error is about: all, if it
-// does not say.
-func unheardOf(err error, addrs []netip.Addr) map[netip.Addr]error {
-	var partial interface {
-		error
-		FailedAddresses() map[netip.Addr]error
-	}
-	if errors.As(err, &partial) {
-		return partial.FailedAddresses()
-	}
-	all := make(map[netip.Addr]error, len(addrs))
-	for _, a := range addrs {
-		all[a] = err
-	}
-	return all
-}
-
-// addresses returns what has to be announced: every address with a frontend that
-// takes traffic, but those that the machine has anyway.
-func (l *loop) addresses() []netip.Addr {
-	set := make(map[netip.Addr]bool)
-	for f := range l.out.Table.Routes {
-		if l.refused[f] == nil {
-			set[f.Addr] = true
-		}
-	}
-	for _, a := range l.announcer.Held() {
-		if l.orphaned(a) || l.lingering(a) {
-			set[a] = true
-		}
-	}
-	for _, a := range l.own {
-		delete(set, a)
-	}
-	return slices.SortedFunc(maps.Keys(set), netip.Addr.Compare)
-}
-
-// lingering tells whether connections to an address that was given up still go
-// on.
-func (l *loop) lingering(netip.Addr) bool { return false }
-
-// orphaned tells whether an address may belong to a cluster whose state was
-// lost: nothing is taken away before the cluster has written again.
-func (l *loop) orphaned(a netip.Addr) bool {
-	for name, h := range l.held {
-		if h.digest == "" && l.policies[name].AllowsAddress(a) {
-			return true
-		}
-	}
-	return false
 }
 
 // tell publishes what became of each load balancer.
@@ -235,6 +173,7 @@ func (l *loop) tell() {
 				statuses[owner.UID] = status
 			}
 		}
+		l.tellLeaving(name, statuses)
 		c.status.setLoadBalancers(l.held[name].config.Revision, statuses)
 		c.logStatuses(statuses)
 	}

@@ -66,8 +66,11 @@ func (l *loop) run(ctx context.Context) {
 		case force:
 			resync.Reset(resyncInterval)
 		}
-		if l.pending {
+		switch {
+		case l.pending:
 			look.Reset(deadInterval)
+		case len(l.leaving) > 0:
+			look.Reset(lingerInterval)
 		}
 	}
 }

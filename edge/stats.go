@@ -3,14 +3,15 @@ package edge
 import (
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // figures are what the loop counts.
 type figures struct {
 	lastBeat      time.Time
-	applies       uint64
-	applyTime     time.Duration // of the last one
 	applyErrors   uint64
+	refused       int   // frontends, by the engine
 	engineErr     error // of the last table
 	announceCount int
 	announceErr   error // of the last set of addresses
@@ -19,8 +20,20 @@ type figures struct {
 
 // stats are the figures of the loop, for metrics and readiness.
 type stats struct {
-	mu sync.Mutex
+	apply prometheus.Histogram
+
+	mu sync.Mutex // guards what follows
 	figures
+}
+
+// applySeconds returns the histogram of how long a table takes.
+func (s *stats) applySeconds() prometheus.Collector {
+	s.apply = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "eclusa_edge_apply_seconds",
+		Help:    "Time from a change to the table being in force: compiling, engine, announcing.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8),
+	})
+	return s.apply
 }
 
 // beat notes that the loop is alive.
@@ -31,18 +44,13 @@ func (s *stats) beat() {
 }
 
 // applied notes how long a round of compiling and applying took.
-func (s *stats) applied(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.applies++
-	s.applyTime = d
-}
+func (s *stats) applied(d time.Duration) { s.apply.Observe(d.Seconds()) }
 
-// failed notes what the engine said to the last table; nil is success.
-func (s *stats) failed(err error) {
+// engineSaid notes what the engine said to the last table.
+func (s *stats) engineSaid(refused int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.engineErr = err
+	s.refused, s.engineErr = refused, err
 	if err != nil {
 		s.applyErrors++
 	}

@@ -273,3 +273,36 @@ func (s *statusLog) parse(c lb.Cursor) (uint64, bool) {
 	}
 	return n, true
 }
+
+// summary returns the applied revision and how many load balancers are applied
+// and not.
+func (s *statusLog) summary() (revision uint64, applied, refused int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.lbs {
+		switch {
+		case e.gone:
+		case e.value.Applied:
+			applied++
+		default:
+			refused++
+		}
+	}
+	return s.head.revision, applied, refused
+}
+
+// members returns a copy of what is told of the members.
+func (s *statusLog) members() map[lb.CheckID]map[lb.NodeName]lb.MemberStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make(map[lb.CheckID]map[lb.NodeName]lb.MemberStatus, len(s.checks))
+	for id, members := range s.checks {
+		out[id] = make(map[lb.NodeName]lb.MemberStatus, len(members))
+		for node, e := range members {
+			if !e.gone {
+				out[id][node] = e.value
+			}
+		}
+	}
+	return out
+}
