@@ -1,0 +1,135 @@
+package provider
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+)
+
+// patch makes one write.
+func (c clients) patch(ctx context.Context, t Target, w Write) (runtime.Object, error) {
+	switch t.Kind {
+	case ServiceKind:
+		svc, err := c.write.CoreV1().Services(t.Namespace).Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
+		if err != nil {
+			return nil, err
+		}
+		svc.ManagedFields = nil
+		return svc, nil
+	case PoolKind:
+		return patchOwn[v1alpha1.AddressPool](ctx, c, v1alpha1.AddressPoolResource, t, w)
+	case EdgeKind:
+		return patchOwn[v1alpha1.Edge](ctx, c, v1alpha1.EdgeResource, t, w)
+	}
+	return nil, fmt.Errorf("write to %s: unknown kind", t)
+}
+
+// patchOwn makes one write to an object of ours.
+func patchOwn[T any, P interface {
+	*T
+	runtime.Object
+}](ctx context.Context, c clients, resource schema.GroupVersionResource, t Target, w Write) (runtime.Object, error) {
+	u, err := c.dynamic.Resource(resource).Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
+	if err != nil {
+		return nil, err
+	}
+	o, err := typed[T](u)
+	if err != nil {
+		return nil, err
+	}
+	p, ok := o.(P)
+	if !ok {
+		return nil, fmt.Errorf("answer to a write to %s is a %T", t, o)
+	}
+	return p, nil
+}
+
+// speaker tells Events.
+type speaker struct {
+	recorder record.EventRecorder
+}
+
+// start begins to send Events and returns the function that ends it.
+func (s *speaker) start(client kubernetes.Interface) (stop func()) {
+	known := runtime.NewScheme()
+	// Neither can fail: both only fill a table.
+	_ = scheme.AddToScheme(known)
+	_ = v1alpha1.AddToScheme(known)
+	broadcaster := record.NewBroadcaster()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	s.recorder = broadcaster.NewRecorder(known, v1.EventSource{Component: Name})
+	return broadcaster.Shutdown
+}
+
+// tell makes an Event on an object. It does not block.
+func (s *speaker) tell(o runtime.Object, e Event) {
+	s.recorder.Event(o, e.Type, e.Reason, e.Message)
+}
+
+// tellEdge makes an Event on an Edge.
+func (p *Provider) tellEdge(edge, eventType, reason, message string) {
+	o, ok, err := p.eyes.edges.GetStore().GetByKey(edge)
+	if e, typed := o.(*v1alpha1.Edge); err == nil && ok && typed {
+		p.speaker.tell(e, Event{Type: eventType, Reason: reason, Message: message})
+	}
+}
+
+// ConfirmRemovals returns those of the keys, which are as in
+// [lb.RemovalHeldError], that a fresh list of the API server shows to be right:
+// there is no such Service that is ours, and no such Node that may take traffic.
+func (p *Provider) ConfirmRemovals(ctx context.Context, keys []string) ([]string, error) {
+	var services, nodes bool
+	for _, k := range keys {
+		services = services || strings.HasPrefix(k, loadBalancerKey)
+		nodes = nodes || strings.HasPrefix(k, nodeKey)
+	}
+	there := map[string]bool{}
+	if services {
+		if err := p.listServices(ctx, there); err != nil {
+			return nil, fmt.Errorf("list Services to confirm removals: %w", err)
+		}
+	}
+	if nodes {
+		list, err := p.clients.write.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("list Nodes to confirm removals: %w", err)
+		}
+		for i := range list.Items {
+			if !excluded(&list.Items[i]) {
+				there[nodeKey+list.Items[i].Name] = true
+			}
+		}
+	}
+	var confirmed []string
+	for _, k := range keys {
+		if !there[k] {
+			confirmed = append(confirmed, k)
+		}
+	}
+	return confirmed, nil
+}
+
+// listServices notes the keys of all Services that are ours.
+func (p *Provider) listServices(ctx context.Context, there map[string]bool) error {
+	list, err := p.clients.write.CoreV1().Services("").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		if p.controllers().PathOf(&list.Items[i]) != Nobody {
+			there[loadBalancerKey+string(list.Items[i].UID)] = true
+		}
+	}
+	return nil
+}

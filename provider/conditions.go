@@ -1,0 +1,241 @@
+package provider
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// The types of our conditions on Services.
+const (
+	// ConditionAddressAssigned says whether the Service has its addresses.
+	ConditionAddressAssigned = Prefix + "AddressAssigned"
+	// ConditionProgrammed says whether edges serve the Service.
+	ConditionProgrammed = Prefix + "Programmed"
+	// ConditionBackendsHealthy says whether enough nodes can serve the Service: it
+	// is False when none or under half of them can, or no endpoint is ready.
+	ConditionBackendsHealthy = Prefix + "BackendsHealthy"
+	// ConditionReachable says whether the addresses answer from outside. It is
+	// only ever claimed from a measurement.
+	ConditionReachable = Prefix + "Reachable"
+)
+
+var ourConditions = []string{ConditionAddressAssigned, ConditionProgrammed, ConditionBackendsHealthy, ConditionReachable}
+
+// ourCondition says whether a condition is one of ours.
+func ourCondition(conditionType string) bool { return slices.Contains(ourConditions, conditionType) }
+
+// The reasons of our conditions.
+const (
+	ReasonAssigned           = "Assigned"
+	ReasonForeignAddress     = "ForeignAddress"
+	ReasonInvalidAnnotation  = "InvalidAnnotation"
+	ReasonNotServable        = "NotServable"
+	ReasonProgrammed         = "Programmed"
+	ReasonAnnotationsIgnored = "AnnotationsIgnored"
+	ReasonDegraded           = "Degraded"
+	ReasonPending            = "Pending"
+	ReasonNoAddress          = "NoAddress"
+	ReasonNoEdge             = "NoEdge"
+	ReasonRefused            = "Refused"
+	ReasonUnsupported        = "Unsupported"
+	ReasonHealthy            = "Healthy"
+	ReasonNoEndpoints        = "NoEndpoints"
+	ReasonNoNodes            = "NoNodes"
+	ReasonNoneHealthy        = "NoneHealthy"
+	ReasonFewHealthy         = "FewHealthy"
+	ReasonNotMeasured        = "NotMeasured"
+)
+
+// maxMessage bounds the message of a condition, in bytes.
+const maxMessage = 1024
+
+// condition is what one of our conditions is to say.
+type condition struct {
+	conditionType string
+	status        metav1.ConditionStatus
+	reason        string
+	message       string
+}
+
+func yes(conditionType, reason, message string) condition {
+	return condition{conditionType, metav1.ConditionTrue, reason, bounded(message)}
+}
+
+func no(conditionType, reason, message string) condition {
+	return condition{conditionType, metav1.ConditionFalse, reason, bounded(message)}
+}
+
+func unknown(conditionType, reason, message string) condition {
+	return condition{conditionType, metav1.ConditionUnknown, reason, bounded(message)}
+}
+
+// bounded shortens a message that is too long, at a whole character.
+func bounded(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMessage-3], "") + "..."
+}
+
+// standing is how one load balancer stands on one edge.
+type standing struct {
+	edge string
+	// known says that the edge has told about the newest version of the load
+	// balancer.
+	known   bool
+	applied bool
+	// unsupported says that the edge cannot do what the load balancer needs.
+	unsupported bool
+	problems    []lb.Problem
+}
+
+// standingOf reads from an edge's state how a load balancer stands there, whose
+// newest version it was given with the revision since.
+func standingOf(name string, st EdgeState, uid lb.UID, since uint64) standing {
+	if p, ok := st.Withheld[uid]; ok {
+		return standing{edge: name, known: true, unsupported: true, problems: []lb.Problem{p}}
+	}
+	s, ok := st.Status.LoadBalancers[uid]
+	if !ok || st.Status.Revision < since {
+		return standing{edge: name}
+	}
+	return standing{edge: name, known: true, applied: s.Applied, problems: s.Problems}
+}
+
+// programmed sums up how a load balancer stands on all edges of its pools. It
+// returns no condition as long as nothing is known, so that what was written
+// before stays true while an edge cannot be reached.
+func programmed(s *subject, standings []standing) (condition, bool) {
+	const t = ConditionProgrammed
+	switch {
+	case len(s.translation.Refusals) > 0:
+		return no(t, ReasonNotServable, sentences(s.translation.Refusals)), true
+	case len(s.served) == 0:
+		return no(t, ReasonNoAddress, "the Service has no address"), true
+	case len(standings) == 0:
+		return no(t, ReasonNoEdge, fmt.Sprintf("no Edge serves the pool of %s: create an Edge whose labels the pool's edgeSelector matches", formatAddresses(s.served))), true
+	}
+	applied, known, unsupported := 0, 0, 0
+	var trouble []string
+	for _, st := range standings {
+		if st.applied {
+			applied++
+		}
+		if st.known {
+			known++
+		}
+		if st.unsupported {
+			unsupported++
+		}
+		for _, p := range st.problems {
+			trouble = append(trouble, fmt.Sprintf("edge %q: %s", st.edge, problemText(p)))
+		}
+	}
+	message := strings.Join(slices.Compact(trouble), "; ")
+	complaints := sentences(s.translation.Complaints)
+	switch {
+	case known == 0:
+		return condition{}, false
+	case applied > 0 && message != "":
+		return yes(t, ReasonDegraded, message), true
+	case applied > 0 && complaints != "":
+		return yes(t, ReasonAnnotationsIgnored, complaints), true
+	case applied > 0:
+		return yes(t, ReasonProgrammed, "edges serve "+formatAddresses(s.served)), true
+	case unsupported == known:
+		return no(t, ReasonUnsupported, message), true
+	}
+	return no(t, ReasonRefused, cmp.Or(message, "no edge serves it, and none says why")), true
+}
+
+func problemText(p lb.Problem) string {
+	if p.Field == "" {
+		return p.Type + ": " + p.Detail
+	}
+	return p.Type + ": " + p.Field + ": " + p.Detail
+}
+
+// sentences joins complaints.
+func sentences(complaints []Complaint) string {
+	texts := make([]string, len(complaints))
+	for i, c := range complaints {
+		texts[i] = c.String()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// healthy says whether enough of the members can serve. The text names no node
+// and no number, so that it stays the same while single nodes come and go.
+func healthy(l lb.LoadBalancer, members int, e Endpoints, v vote) (condition, bool) {
+	const t = ConditionBackendsHealthy
+	check := l.HealthCheck.ID()
+	switch {
+	case e.Known && !e.Ready:
+		return no(t, ReasonNoEndpoints, "no endpoint of the Service is ready: connections are refused"), true
+	case members == 0 && l.Members == nil:
+		return no(t, ReasonNoNodes, "there is no node that may take traffic of the Service"), true
+	case members == 0:
+		return no(t, ReasonNoNodes, "no endpoint of the Service is on a node that may take its traffic: connections are refused"), true
+	case 2*v.up >= members:
+		return yes(t, ReasonHealthy, fmt.Sprintf("at least half of the nodes pass the health check %s", check)), true
+	case !v.complete:
+		return condition{}, false
+	case v.up == 0:
+		return no(t, ReasonNoneHealthy, fmt.Sprintf("no node passes the health check %s", check)), true
+	}
+	return no(t, ReasonFewHealthy, fmt.Sprintf("less than half of the nodes pass the health check %s", check)), true
+}
+
+// vote is what edges say about the members of a load balancer.
+type vote struct {
+	// up is the number of members that are up, as the edge sees it that sees most.
+	up int
+	// complete says that at least one edge knows about every member.
+	complete bool
+}
+
+// countVotes asks the edges about members.
+func countVotes[M ~map[lb.NodeName]lb.Member](members M, check lb.CheckID, states []EdgeState) vote {
+	var v vote
+	for _, st := range states {
+		up, seen := 0, 0
+		results := st.Status.Checks[check]
+		for node := range members {
+			if m, ok := results[node]; ok && m.State != healthcheck.Unknown {
+				seen++
+				if m.State == healthcheck.Up {
+					up++
+				}
+			}
+		}
+		v.complete = v.complete || seen == len(members)
+		v.up = max(v.up, up)
+	}
+	return v
+}
+
+// reachable says that nobody has measured yet.
+func reachable() condition {
+	return unknown(ConditionReachable, ReasonNotMeasured, "nobody outside the edges has tried the addresses")
+}
+
+// ingressOf returns the addresses as the Service's status says them. Edges
+// terminate connections, so that inside the cluster, too, the addresses must be
+// reached through them.
+func ingressOf(addrs []netip.Addr) []v1.LoadBalancerIngress {
+	var ingress []v1.LoadBalancerIngress
+	for _, a := range addrs {
+		ingress = append(ingress, v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(v1.LoadBalancerIPModeProxy)})
+	}
+	return ingress
+}

@@ -1,0 +1,285 @@
+package provider
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// Decision is what follows from a World.
+type Decision struct {
+	// Wanted is what each edge is to do, by name of the Edge object.
+	Wanted map[string]Wanted
+	// Writes are what is to be written to the API server, by target.
+	Writes map[Target]Write
+	// Unsaved are Services that are not ours any more and whose addresses are in
+	// quarantine without anybody but us knowing.
+	Unsaved map[lb.UID]bool
+	// WakeIn is when decisions are due again though nothing changes; zero is never.
+	WakeIn time.Duration
+	// Stats are counted for the metrics.
+	Stats Stats
+}
+
+// decider makes decisions, remembering what no object in the cluster can tell:
+// what was proposed and not yet recorded, what was freed and not yet confirmed,
+// and what edges were told. It is not safe for concurrent use, does no I/O and
+// starts nothing.
+type decider struct {
+	translations map[lb.UID]translated
+	proposals    map[lb.UID]proposal
+	holdings     map[lb.UID]holding
+	quarantine   quarantine
+	builds       map[lb.UID]*built
+	edges        map[string]*edgeMemory
+	revision     uint64
+	waiting      map[lb.UID]time.Time
+	messages     map[lb.UID]words
+	statuses     map[Target]words
+}
+
+// newDecider returns a decider without memories.
+func newDecider() *decider {
+	return &decider{
+		translations: map[lb.UID]translated{},
+		proposals:    map[lb.UID]proposal{},
+		holdings:     map[lb.UID]holding{},
+		quarantine:   newQuarantine(),
+		builds:       map[lb.UID]*built{},
+		edges:        map[string]*edgeMemory{},
+		waiting:      map[lb.UID]time.Time{},
+		messages:     map[lb.UID]words{},
+		statuses:     map[Target]words{},
+	}
+}
+
+// translated is a Translation of one version of a Service.
+type translated struct {
+	svc *v1.Service
+	*Translation
+}
+
+// proposal is addresses that a Service is to have and that are not recorded yet.
+type proposal struct {
+	addrs []netip.Addr
+	at    time.Time
+}
+
+// holding is which addresses a Service held in the last round.
+type holding struct {
+	name  string
+	addrs []netip.Addr
+}
+
+// round is one round of decisions.
+type round struct {
+	*decider
+	World
+	pools    []pool
+	faults   map[string]string // of pools that cannot be used
+	serving  map[string]map[string]bool
+	nodes    NodeSet
+	subjects []*subject // that are ours, the oldest first
+	others   []*v1.Service
+	members  map[lb.PoolName]lb.Pool
+	votes    map[voteKey]vote
+	writes   map[Target]Write
+	unsaved  map[lb.UID]bool
+	wake     time.Duration
+	stats    Stats
+}
+
+// wakeIn asks for another round after some time.
+func (r *round) wakeIn(d time.Duration) {
+	if r.wake == 0 || d < r.wake {
+		r.wake = max(d, time.Millisecond)
+	}
+}
+
+// decide makes all decisions anew.
+func (d *decider) decide(w World) Decision {
+	w.Settings = w.Settings.WithDefaults()
+	r := &round{
+		decider: d, World: w,
+		nodes:   ReadNodes(w.Nodes, w.Settings.NodeAddressTypes),
+		members: map[lb.PoolName]lb.Pool{},
+		votes:   map[voteKey]vote{},
+		writes:  map[Target]Write{},
+	}
+	r.pools, r.faults = readPools(w.Pools)
+	r.serving = edgeSets(r.pools, w.Edges)
+	r.quarantine.load(w.Pools)
+	r.sortServices()
+	r.assign()
+	r.keepHoldings()
+	r.quarantine.confirm(r)
+	r.findUnsaved()
+	r.build()
+	wanted := r.configure()
+	r.writeServices()
+	r.writePools()
+	r.writeEdges(wanted)
+	r.count()
+	return Decision{Wanted: wanted, Writes: r.writes, Unsaved: r.unsaved, WakeIn: r.wake, Stats: r.stats}
+}
+
+// sortServices finds out which Services are ours.
+func (r *round) sortServices() {
+	translations := make(map[lb.UID]translated, len(r.translations))
+	for _, svc := range r.Services {
+		path := r.Controllers.PathOf(svc)
+		if path == Nobody {
+			r.others = append(r.others, svc)
+			continue
+		}
+		uid := uidOf(svc)
+		t, ok := r.translations[uid]
+		if !ok || t.svc != svc {
+			translation := Translate(svc)
+			t = translated{svc, &translation}
+		}
+		translations[uid] = t
+		s := &subject{
+			svc: svc, uid: uid, path: path, translation: t.Translation,
+			endpoints: r.Endpoints(svc.Namespace, svc.Name),
+			recorded:  recordedAddresses(svc),
+		}
+		r.hold(s)
+		r.subjects = append(r.subjects, s)
+	}
+	r.translations = translations
+	slices.SortFunc(r.subjects, func(a, b *subject) int {
+		return cmp.Or(a.svc.CreationTimestamp.Compare(b.svc.CreationTimestamp.Time), strings.Compare(string(a.uid), string(b.uid)))
+	})
+}
+
+// hold finds out which addresses are the Service's already, and whether
+// somebody else looks after it.
+func (r *round) hold(s *subject) {
+	p, proposed := r.proposals[s.uid]
+	s.at = p.at
+	if at, err := time.Parse(time.RFC3339, s.svc.Annotations[string(AnnotationAssignedAt)]); err == nil && len(s.recorded) > 0 {
+		s.at = at
+	}
+	s.held = slices.Clone(s.recorded)
+	if proposed {
+		s.held = appendNew(s.held, p.addrs...)
+	}
+	ingress, strange := ingressAddresses(s.svc)
+	for _, a := range ingress {
+		if poolOf(r.pools, a) != nil {
+			s.held = appendNew(s.held, a)
+		} else if !slices.Contains(s.held, a) {
+			strange = true
+		}
+	}
+	if strange && s.path == ByStock {
+		s.path = foreigns
+	}
+}
+
+func appendNew(addrs []netip.Addr, more ...netip.Addr) []netip.Addr {
+	for _, a := range more {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+// build makes the load balancers of all Services that can be served.
+func (r *round) build() {
+	builds := make(map[lb.UID]*built, len(r.subjects))
+	for _, s := range r.subjects {
+		s.served = r.servedAddresses(s)
+		if len(s.served) == 0 || len(s.translation.Refusals) > 0 {
+			continue
+		}
+		b := &built{LoadBalancer: s.translation.LoadBalancer}
+		b.Addresses, b.ClaimTime = s.served, s.at
+		for _, a := range s.served {
+			name := ""
+			if p := poolOf(r.pools, a); p != nil {
+				name = p.name
+			}
+			b.pools = append(b.pools, name)
+		}
+		b.Pool = r.poolFor(s)
+		b.Members = r.membersOf(s, b.Pool)
+		if before := r.builds[s.uid]; before.sameAs(b) {
+			b = before
+		}
+		s.built, builds[s.uid] = b, b
+	}
+	r.builds = builds
+}
+
+// servedAddresses returns the addresses that edges may be told of: those that
+// are recorded. While a Service moves to other addresses it keeps the old ones
+// until the new ones are recorded.
+func (r *round) servedAddresses(s *subject) []netip.Addr {
+	if s.path == foreigns {
+		return nil
+	}
+	var served []netip.Addr
+	for _, a := range s.grant.addrs {
+		if slices.Contains(s.recorded, a) {
+			served = append(served, a)
+		}
+	}
+	if len(served) == 0 && s.grant.ok {
+		return s.recorded
+	}
+	return served
+}
+
+// poolFor returns the name of the pool of nodes that the Service uses.
+func (r *round) poolFor(s *subject) lb.PoolName {
+	selector := s.translation.Wishes.NodeSelector
+	name := AllNodes
+	if selector != nil {
+		name = selectedNodes(selector)
+	}
+	if _, ok := r.members[name]; !ok {
+		_, r.members[name] = r.nodes.Pool(selector)
+	}
+	return name
+}
+
+// membersOf narrows the pool to where the endpoints are. A Service of which no
+// EndpointSlice is known has all nodes: that may be our ignorance, and a node
+// without endpoints refuses connections by itself.
+func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Member {
+	e := s.endpoints
+	switch {
+	case !e.Known, e.Ready && !s.translation.Local:
+		return nil
+	case !e.Ready:
+		return map[lb.NodeName]lb.Member{}
+	}
+	members := map[lb.NodeName]lb.Member{}
+	for node := range e.Nodes {
+		if m, ok := r.members[name][node]; ok {
+			members[node] = m
+		}
+	}
+	return members
+}
+
+// edgeObjects returns the Edge objects that are not about to be deleted, by name.
+func (r *round) edgeObjects() map[string]*v1alpha1.Edge {
+	edges := make(map[string]*v1alpha1.Edge, len(r.Edges))
+	for _, e := range r.Edges {
+		if e.DeletionTimestamp == nil {
+			edges[e.Name] = e
+		}
+	}
+	return edges
+}

@@ -1,0 +1,247 @@
+package provider
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// goneEdge is how long an Edge object must be missing before it does not count
+// any more: an informer that shows nothing for a moment must not set addresses
+// free that edges still serve.
+const goneEdge = 30 * time.Second
+
+// quarantined is an address that nobody has any more and that an edge may still
+// serve.
+type quarantined struct {
+	service string
+	uid     lb.UID
+	since   time.Time
+	// saved says that the status of the address's pool tells of it.
+	saved bool
+	// kept says, while edges are asked, that one of them may serve it.
+	kept bool
+}
+
+// quarantine is the addresses that must not be given away yet.
+type quarantine struct {
+	addrs map[netip.Addr]*quarantined
+	// loaded are the pools whose status was read, by UID.
+	loaded map[string]bool
+	// seen is when each Edge object was last there.
+	seen map[string]time.Time
+	// released are Services that are not ours any more and whose addresses were
+	// put into quarantine, which is done once.
+	released map[lb.UID]bool
+	// checked is what each edge held when it was last looked for addresses that
+	// nobody has.
+	checked map[string]uint64
+}
+
+func newQuarantine() quarantine {
+	return quarantine{
+		addrs: map[netip.Addr]*quarantined{}, loaded: map[string]bool{}, seen: map[string]time.Time{},
+		released: map[lb.UID]bool{}, checked: map[string]uint64{},
+	}
+}
+
+// load takes over what the statuses of pools tell from before we started, and
+// notes what they tell by now.
+func (q *quarantine) load(pools []*v1alpha1.AddressPool) {
+	for _, p := range pools {
+		first := !q.loaded[string(p.UID)]
+		q.loaded[string(p.UID)] = true
+		for _, e := range p.Status.Quarantined {
+			a, err := netip.ParseAddr(e.Address)
+			if err != nil {
+				continue
+			}
+			known := q.addrs[a]
+			switch {
+			case known != nil && known.uid == lb.UID(e.UID):
+				known.saved = true
+			case known == nil && first:
+				q.addrs[a] = &quarantined{service: e.Service, uid: lb.UID(e.UID), since: e.Since.Time, saved: true}
+			}
+		}
+	}
+}
+
+// add puts an address into quarantine.
+func (q *quarantine) add(a netip.Addr, service string, uid lb.UID, now time.Time) {
+	if known := q.addrs[a]; known != nil && known.uid == uid {
+		return
+	}
+	q.addrs[a] = &quarantined{service: service, uid: uid, since: now}
+}
+
+// keepHoldings notes who holds what by now, and puts into quarantine what
+// somebody held before and nobody holds any more.
+func (r *round) keepHoldings() {
+	holdings := make(map[lb.UID]holding, len(r.subjects))
+	holders := make(map[netip.Addr]bool, len(r.subjects))
+	keep := func(uid lb.UID, name string, addrs []netip.Addr) {
+		holdings[uid] = holding{name, addrs}
+		for _, a := range addrs {
+			holders[a] = true
+			delete(r.quarantine.addrs, a)
+		}
+	}
+	for _, s := range r.subjects {
+		addrs := s.recorded
+		if p, ok := r.proposals[s.uid]; ok {
+			addrs = appendNew(slices.Clone(addrs), p.addrs...)
+		}
+		keep(s.uid, s.translation.LoadBalancer.Name, addrs)
+	}
+	for uid, was := range r.holdings {
+		for _, a := range was.addrs {
+			if !holders[a] {
+				r.quarantine.add(a, was.name, uid, r.Now)
+			}
+		}
+	}
+	r.release(holders)
+	r.findStrangers(holdings, holders)
+	r.holdings = holdings
+}
+
+// release puts the addresses of Services that we find not to be ours any more,
+// such as those deleted while we were away, into quarantine.
+func (r *round) release(holders map[netip.Addr]bool) {
+	released := make(map[lb.UID]bool)
+	for _, svc := range r.others {
+		uid := uidOf(svc)
+		addrs := recordedAddresses(svc)
+		if len(addrs) == 0 {
+			continue
+		}
+		released[uid] = true
+		if _, before := r.holdings[uid]; before || r.quarantine.released[uid] {
+			continue
+		}
+		for _, a := range addrs {
+			if !holders[a] && r.quarantine.addrs[a] == nil {
+				r.quarantine.add(a, nameOf(svc), uid, r.Now)
+			}
+		}
+	}
+	r.quarantine.released = released
+}
+
+// findStrangers puts addresses into quarantine that an edge holds for a Service
+// that is not there any more, so that they are not given away before the edge
+// has let go.
+func (r *round) findStrangers(holdings map[lb.UID]holding, holders map[netip.Addr]bool) {
+	for name, st := range r.Fleet {
+		if !st.Known || r.quarantine.checked[name] == st.Holds.Revision {
+			continue
+		}
+		r.quarantine.checked[name] = st.Holds.Revision
+		for uid, l := range st.Holds.LoadBalancers {
+			if _, ok := holdings[uid]; ok {
+				continue
+			}
+			for _, a := range l.Addresses {
+				if !holders[a] && r.quarantine.addrs[a] == nil {
+					r.quarantine.add(a, l.Name, uid, r.Now)
+				}
+			}
+		}
+	}
+}
+
+// confirm sets free what every edge has let go of.
+func (q *quarantine) confirm(r *round) {
+	edges := r.edgeObjects()
+	for name := range edges {
+		q.seen[name] = r.Now
+	}
+	for name, last := range q.seen {
+		if r.Now.Sub(last) > goneEdge {
+			delete(q.seen, name)
+			delete(q.checked, name)
+		}
+	}
+	for name := range q.seen {
+		if len(q.addrs) == 0 {
+			return
+		}
+		_, exists := edges[name]
+		told := r.toldBy(name)
+		for a, entry := range q.addrs {
+			entry.kept = entry.kept || told(a) && (!exists || r.mayServe(name, a))
+		}
+	}
+	for a, entry := range q.addrs {
+		if !entry.kept {
+			delete(q.addrs, a)
+		}
+		entry.kept = false
+	}
+}
+
+// toldBy returns a function that says whether an edge serves an address for all
+// that is known: the edge cannot be asked, or holds it, or was told of it and
+// has not confirmed anything newer.
+func (r *round) toldBy(edge string) func(netip.Addr) bool {
+	st, ok := r.Fleet[edge]
+	if !ok || !st.Known || st.Status.Revision < st.Holds.Revision {
+		return func(netip.Addr) bool { return true }
+	}
+	serving := map[netip.Addr]bool{}
+	note := func(l lb.LoadBalancer) {
+		for _, a := range l.Addresses {
+			serving[a] = true
+		}
+	}
+	for _, l := range st.Holds.LoadBalancers {
+		note(l)
+	}
+	last := map[netip.Addr]uint64{}
+	if m := r.edges[edge]; m != nil {
+		for _, b := range m.builds {
+			note(b.LoadBalancer)
+		}
+		maps.DeleteFunc(m.last, func(_ netip.Addr, revision uint64) bool { return st.Holds.Revision > revision })
+		last = m.last
+	}
+	return func(a netip.Addr) bool { return serving[a] || last[a] != 0 }
+}
+
+// mayServe says whether an address is of a pool that the edge serves, or of
+// none: then any edge may.
+func (r *round) mayServe(edge string, a netip.Addr) bool {
+	p := poolOf(r.pools, a)
+	if p == nil || r.serving[p.name][edge] {
+		return true
+	}
+	// The pool's edges may have changed since.
+	st := r.Fleet[edge]
+	for _, l := range st.Holds.LoadBalancers {
+		if slices.Contains(l.Addresses, a) {
+			return true
+		}
+	}
+	return false
+}
+
+// findUnsaved notes the Services with addresses in quarantine of which the
+// status of the pool does not tell yet. Addresses of no pool have nowhere to be
+// saved.
+func (r *round) findUnsaved() {
+	r.unsaved = map[lb.UID]bool{}
+	for a, q := range r.quarantine.addrs {
+		if !q.saved && poolOf(r.pools, a) != nil {
+			r.unsaved[q.uid] = true
+		}
+	}
+}
+
+func nameOf(svc *v1.Service) string { return svc.Namespace + "/" + svc.Name }

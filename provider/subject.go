@@ -1,0 +1,86 @@
+package provider
+
+import (
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// subject is a Service that is ours, with everything that one round of
+// decisions finds out about it.
+type subject struct {
+	svc         *v1.Service
+	uid         lb.UID
+	path        Path
+	translation *Translation
+	endpoints   Endpoints
+
+	// recorded are the addresses that the Service's annotation records, and at is
+	// when the first of them was assigned.
+	recorded []netip.Addr
+	at       time.Time
+	// held are all addresses that must not be given to anybody else: recorded
+	// ones, proposed ones, and those in the status.
+	held []netip.Addr
+	// grant is what the Service is to have.
+	grant grant
+	// served are the addresses that edges are told of.
+	served []netip.Addr
+	// built is the load balancer, nil if there is none.
+	built *built
+	// standings is how it stands on each edge, nil until it was looked up.
+	standings []standing
+}
+
+// built is a load balancer as edges get it. A load balancer that did not change
+// is the same pointer.
+type built struct {
+	lb.LoadBalancer
+	// pools are the names of the address pools of the addresses, in their order.
+	pools []string
+}
+
+// sameAs says whether edges could tell the two apart.
+func (b *built) sameAs(o *built) bool {
+	return b != nil && o != nil && slices.Equal(b.pools, o.pools) && reflect.DeepEqual(b.LoadBalancer, o.LoadBalancer)
+}
+
+// grant is what the assignment of addresses says to one Service.
+type grant struct {
+	addrs []netip.Addr
+	pools []string // of addrs, in their order
+	// ok says that the Service has everything that it needs.
+	ok bool
+	// reason and message say why not, or what else there is to say.
+	reason, message string
+}
+
+// pool returns the pool of a granted address, or nothing.
+func (g grant) pool(a netip.Addr) string {
+	if i := slices.Index(g.addrs, a); i >= 0 {
+		return g.pools[i]
+	}
+	return ""
+}
+
+// assigned says whether the Service has its addresses.
+func (s *subject) assigned() condition {
+	const t = ConditionAddressAssigned
+	switch {
+	case s.path == foreigns:
+		return no(t, ReasonForeignAddress, "the status holds an address that is not of an AddressPool: another load balancer serves the Service, and eclusa leaves it alone; spec.loadBalancerClass says whose it is")
+	case !s.grant.ok:
+		return no(t, s.grant.reason, s.grant.message)
+	}
+	return yes(t, s.grant.reason, s.grant.message)
+}
+
+// sameAddresses says whether both have the same addresses in any order.
+func sameAddresses(a, b []netip.Addr) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(x netip.Addr) bool { return !slices.Contains(b, x) })
+}
