@@ -133,7 +133,7 @@ func differs(want, held lb.Digest) error {
 // write does what PUT and PATCH share; decode fills in the configuration from
 // the document that has the given media type.
 func (c *call) write(contentType string, mayCreate bool, decode func(context.Context, *lb.Write, []byte) error) error {
-	leave, err := c.tenant.enter(c.tenant.calls, "calls")
+	leave, err := c.enterWrite()
 	if err != nil {
 		return err
 	}
@@ -163,12 +163,8 @@ func (c *call) write(contentType string, mayCreate bool, decode func(context.Con
 	}
 	defer unlock()
 	if create {
-		_, held, err := c.balancer.Config(ctx)
-		if err != nil {
+		if err := c.holdsNothing(ctx); err != nil {
 			return err
-		}
-		if held != "" {
-			return fmt.Errorf("first write: the edge holds %q already: %w", held, lb.ErrBaseDiffers)
 		}
 	}
 	if err := decode(ctx, &w, doc); err != nil {
@@ -182,6 +178,29 @@ func (c *call) write(contentType string, mayCreate bool, decode func(context.Con
 		return err
 	}
 	return c.sendJSON(receiptBody(receipt))
+}
+
+// enterWrite takes the slots that a write needs.
+func (c *call) enterWrite() (leave func(), err error) {
+	leaveCalls, err := c.tenant.enter(c.tenant.calls, "calls")
+	if n := c.r.ContentLength; err != nil || n >= 0 && n <= smallBody {
+		return leaveCalls, err
+	}
+	leaveLarge, err := c.tenant.enter(c.tenant.large, "large writes")
+	if err != nil {
+		leaveCalls()
+		return nil, err
+	}
+	return func() { leaveLarge(); leaveCalls() }, nil
+}
+
+// holdsNothing refuses unless the cluster has never written.
+func (c *call) holdsNothing(ctx context.Context) error {
+	_, held, err := c.balancer.Config(ctx)
+	if err == nil && held != "" {
+		err = fmt.Errorf("first write: the edge holds %q already: %w", held, lb.ErrBaseDiffers)
+	}
+	return err
 }
 
 // preconditions reads what a write is bound to. create is set if there must be

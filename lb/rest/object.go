@@ -12,10 +12,14 @@ import (
 
 type rawJSON = json.RawMessage
 
-// maxDepth bounds the nesting of objects that are taken apart. A Config is six
-// deep; each level is scanned once more, so that without a bound a small body
-// could cost a long time.
-const maxDepth = 16
+// maxDepth bounds the nesting of objects within an entry that are taken apart.
+// A load balancer is three deep; each level is scanned once more, so that
+// without a bound a small body could cost a long time.
+const maxDepth = 8
+
+// maxMembers bounds the members of one object, which take ten times the memory
+// of their text.
+const maxMembers = 200_000
 
 // member is one member of a JSON object.
 type member struct {
@@ -37,7 +41,8 @@ func (o object) get(key string) rawJSON {
 }
 
 // parseObject takes an object apart by one level. Doubled keys, trailing data
-// and everything that is no object are ErrInvalid, told with the object's path.
+// and everything that is no object are ErrInvalid, too many members ErrExhausted,
+// both told with the object's path.
 func parseObject(path string, data []byte) (object, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	complain := func(err error) error {
@@ -74,7 +79,9 @@ func parseObject(path string, data []byte) (object, error) {
 		if err := dec.Decode(&value); err != nil {
 			return nil, complain(err)
 		}
-		o = append(o, member{key, value})
+		if o = append(o, member{key, value}); len(o) > maxMembers {
+			return nil, fmt.Errorf("%s: more than %d members: %w", pathName(path), maxMembers, lb.ErrExhausted)
+		}
 	}
 	if _, err := dec.Token(); err != nil {
 		return nil, complain(err)

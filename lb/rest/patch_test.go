@@ -242,6 +242,17 @@ func TestApplyPatchRefuses(t *testing.T) {
 	}
 }
 
+func TestApplyPatchIsBounded(t *testing.T) {
+	var many strings.Builder
+	for i := range maxMembers + 1 {
+		fmt.Fprintf(&many, `,"%d":null`, i)
+	}
+	_, err := ApplyPatch(lb.Config{}, []byte(`{"nodes":{`+many.String()[1:]+`}}`))
+	if !errors.Is(err, lb.ErrExhausted) {
+		t.Errorf("got %v; want ErrExhausted", err)
+	}
+}
+
 func TestApplyPatchDeletes(t *testing.T) {
 	base := bigConfig(2, 2)
 	got, err := ApplyPatch(base, []byte(`{"revision":null,"nodes":null,"pools":{"all":null,"other":null},"loadBalancers":{},"unknown":null}`))

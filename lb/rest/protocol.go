@@ -33,6 +33,8 @@ const (
 	MinStatusGap = 200 * time.Millisecond
 
 	maxClaim   = 64 << 10 // body of a claim, bytes
+	smallBody  = 1 << 20  // beyond it a write is large, bytes
+	maxLarge   = 2        // large writes of a cluster at once, which bounds their memory
 	maxAnswer  = 256 << 20
 	maxInfo    = 1 << 20
 	maxProblem = 8 << 20 // holds the keys of 100,000 held removals

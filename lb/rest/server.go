@@ -59,7 +59,7 @@ func NewServer(o ServerOptions) *http.Server {
 	protocols.SetHTTP2(true)
 	s := &http.Server{
 		Handler:           o.Handler,
-		TLSConfig:         o.TLS.Clone(), // net/http adds to it
+		TLSConfig:         o.TLS.Clone(),   // net/http adds to it
 		ReadHeaderTimeout: 5 * time.Second, // of the TLS handshake too
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -113,5 +114,45 @@ func TestPollerThatGoesAway(t *testing.T) {
 			t.Fatalf("poll after another was given up: %v", err)
 		}
 		time.Sleep(10 * time.Millisecond) // poll
+	}
+}
+
+// TestClientOverHTTP11 polls and writes at the same time.
+func TestClientOverHTTP11(t *testing.T) {
+	b := listen(t, nil)
+	old := b.tls.Clone()
+	old.NextProtos = []string{"http/1.1"}
+	s := NewServer(ServerOptions{Handler: b.server.Handler, TLS: old})
+	s.Protocols.SetHTTP2(false)
+	conns := make(chan struct{}, 100)
+	s.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		conns <- struct{}{}
+		return ctx
+	}
+	addr := serve(t, s, true)
+	c := b.client(func(o *ClientOptions) { o.Endpoint = "https://" + addr })
+	d, err := c.Status(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := lb.Write{Epoch: b.claim(c)}
+	for i := range 5 {
+		polled := make(chan error, 1)
+		cursor := d.Cursor
+		go func() {
+			var err error
+			d, err = c.Status(t.Context(), cursor)
+			polled <- err
+		}()
+		w.Config = bigConfig(i, 3)
+		if _, err := c.Set(t.Context(), w); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-polled; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(conns) > 3 {
+		t.Errorf("got %d connections; want 2, or 3 when both were needed at once at the start", len(conns))
 	}
 }

@@ -20,6 +20,7 @@ type tenant struct {
 	cluster lb.Cluster
 	limiter *rate.Limiter
 	calls   chan struct{} // one element for each call under way
+	large   chan struct{} // one for each write of more than smallBody
 	polls   chan struct{} // one for each poll
 	claims  chan struct{} // one for each claim: a new leader does not queue behind the old one's writes
 	writing chan struct{} // held from reading what a write replaces until it is replaced
@@ -33,6 +34,7 @@ func newTenant(cluster lb.Cluster, o HandlerOptions) *tenant {
 		cluster:  cluster,
 		limiter:  rate.NewLimiter(rate.Limit(o.RequestsPerSecond), o.Burst),
 		calls:    make(chan struct{}, o.MaxCalls),
+		large:    make(chan struct{}, maxLarge),
 		polls:    make(chan struct{}, o.MaxPolls),
 		claims:   make(chan struct{}, o.MaxCalls),
 		writing:  make(chan struct{}, 1),
