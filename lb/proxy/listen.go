@@ -41,23 +41,28 @@ func (e *Engine) listen(fe *frontend, serves bool) (acceptor, error) {
 }
 
 // bind opens a socket on the frontend's address, and listens if it is TCP.
-func (e *Engine) bind(id lb.Frontend) (fd int, err error) {
+func (e *Engine) bind(id lb.Frontend) (int, error) {
 	addr := netip.AddrPortFrom(id.Addr.Unmap(), id.Port)
 	kind, network := unix.SOCK_STREAM, "tcp"
 	if id.Protocol == lb.UDP {
 		kind, network = unix.SOCK_DGRAM, "udp"
 	}
-	fd, err = e.socket(addr, kind, network)
+	fd, err := e.socket(addr, kind, network)
 	if err != nil {
 		return -1, err
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-		}
-	}()
+	if err := bindTo(fd, addr, id.Protocol); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// bindTo binds a new socket to a frontend's address.
+func bindTo(fd int, addr netip.AddrPort, p lb.Protocol) error {
 	// The address may come to the machine after the bind, or only while this edge
 	// owns it.
+	var err error
 	if addr.Addr().Is4() {
 		err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
 	} else {
@@ -67,27 +72,27 @@ func (e *Engine) bind(id lb.Frontend) (fd int, err error) {
 		}
 	}
 	if err != nil {
-		return -1, os.NewSyscallError("setsockopt freebind", err)
+		return os.NewSyscallError("setsockopt freebind", err)
 	}
-	if id.Protocol == lb.TCP {
+	if p == lb.TCP {
 		// Without it connections in TIME_WAIT keep the port from being opened again.
 		// UDP does without, where it would let sockets share a port.
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return -1, os.NewSyscallError("setsockopt reuseaddr", err)
+			return os.NewSyscallError("setsockopt reuseaddr", err)
 		}
 	} else {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, udpBuffer)
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, udpBuffer)
 	}
 	if err := unix.Bind(fd, sockaddrOf(addr)); err != nil {
-		return -1, os.NewSyscallError("bind", err)
+		return os.NewSyscallError("bind", err)
 	}
-	if id.Protocol == lb.TCP {
+	if p == lb.TCP {
 		if err := unix.Listen(fd, backlog); err != nil {
-			return -1, os.NewSyscallError("listen", err)
+			return os.NewSyscallError("listen", err)
 		}
 	}
-	return fd, nil
+	return nil
 }
 
 // socket opens a socket for the address, that does not block and that Control

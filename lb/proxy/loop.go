@@ -182,6 +182,7 @@ func (l *loop) run() {
 func (l *loop) close() {
 	for _, p := range l.pipes {
 		p.close()
+		l.e.files.give(2)
 	}
 	unix.Close(l.wakefd)
 	l.file.Close()
