@@ -42,7 +42,7 @@ func (c *cluster) metric(t *testing.T, name, label, value string) float64 {
 // up reports whether the edge gives the node new connections.
 func (c *cluster) up(t *testing.T, node string) bool {
 	t.Helper()
-	return c.metric(t, "eclusa_edge_member_up", "node", node) > 0
+	return c.metric(t, "eclusa_edge_check_up", "node", node) > 0
 }
 
 func sum(family *dto.MetricFamily, label, value string) float64 {

@@ -1,0 +1,74 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/eclusa-lb/eclusa/lab"
+)
+
+// rounds is how often a figure is taken: a few times in every run, as often as
+// E2E_ROUNDS says for the figures that are reported.
+func rounds(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("E2E_ROUNDS")
+	if text == "" {
+		return 3
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("E2E_ROUNDS is %q, want a number of rounds", text)
+	}
+	return n
+}
+
+// From the creation of a Service to the first request answered outside, its pods
+// running already.
+func TestFigureFirstRequest(t *testing.T) {
+	c := inLab(t)
+	ns := c.namespace(t)
+	c.deploy(t, ns, "web", 2)
+	var took []time.Duration
+	for i := range rounds(t) {
+		s := lab.Service(ns, fmt.Sprintf("web-%d", i))
+		s.Spec.Selector = map[string]string{"app": "web"}
+		begun := time.Now()
+		answers(t, c.client, netip.AddrPortFrom(c.serve(t, s)[0], 80))
+		took = append(took, time.Since(begun))
+	}
+	t.Logf("from the Service to the first request answered: median %s, worst %s of %d",
+		median(took).Round(time.Millisecond), worst(took).Round(time.Millisecond), len(took))
+	if median(took) > time.Second {
+		t.Errorf("median %s, want less than a second", median(took))
+	}
+}
+
+// From the silent death of a node to the moment when it gets no new connection.
+func TestFigureDeadNode(t *testing.T) {
+	c := inLab(t)
+	ns := c.namespace(t)
+	c.deploy(t, ns, "web", 2)
+	at := netip.AddrPortFrom(c.serve(t, lab.Service(ns, "web"))[0], 80)
+	answers(t, c.client, at)
+	victim := c.Nodes[1]
+	c.untilUp(t, victim.Name)
+	var took []time.Duration
+	for i := range rounds(t) {
+		// Not always at the same moment of the second between two probes.
+		pause(t.Context(), time.Duration(i%10)*97*time.Millisecond)
+		took = append(took, c.untilDown(t, victim.Name, c.cut(t, victim)))
+		if err := victim.LinkUp(); err != nil {
+			t.Fatal(err)
+		}
+		c.untilUp(t, victim.Name)
+	}
+	t.Logf("from the death of a node to its last new connection: median %s, worst %s of %d",
+		median(took).Round(time.Millisecond), worst(took).Round(time.Millisecond), len(took))
+	if worst(took) > 2500*time.Millisecond {
+		t.Errorf("worst %s, want 2.5 s at most", worst(took))
+	}
+}
