@@ -33,16 +33,16 @@ func LeaseClaim(client kubernetes.Interface, namespace, name, identity string) f
 		spec := lease.Spec
 		switch {
 		case spec.HolderIdentity == nil || *spec.HolderIdentity == "":
-			return lb.Claim{}, fmt.Errorf("Lease %q is held by nobody: %w", namespace+"/"+name, ErrNotLeader)
+			return lb.Claim{}, fmt.Errorf("the Lease %q is held by nobody: %w", namespace+"/"+name, ErrNotLeader)
 		case *spec.HolderIdentity != identity:
-			return lb.Claim{}, fmt.Errorf("Lease %q is held by %q: %w", namespace+"/"+name, *spec.HolderIdentity, ErrNotLeader)
+			return lb.Claim{}, fmt.Errorf("the Lease %q is held by %q: %w", namespace+"/"+name, *spec.HolderIdentity, ErrNotLeader)
 		case spec.RenewTime == nil || spec.LeaseDurationSeconds == nil:
-			return lb.Claim{}, fmt.Errorf("Lease %q does not say until when it is held: %w", namespace+"/"+name, ErrNotLeader)
+			return lb.Claim{}, fmt.Errorf("the Lease %q does not say until when it is held: %w", namespace+"/"+name, ErrNotLeader)
 		}
 		// The time of renewal is from our own clock, so that skew does not matter.
 		ends := spec.RenewTime.Add(time.Duration(*spec.LeaseDurationSeconds) * time.Second)
 		if late := time.Since(ends); late > 0 {
-			return lb.Claim{}, fmt.Errorf("Lease %q has expired %s ago: %w", namespace+"/"+name, late.Round(time.Millisecond), ErrNotLeader)
+			return lb.Claim{}, fmt.Errorf("the Lease %q has expired %s ago: %w", namespace+"/"+name, late.Round(time.Millisecond), ErrNotLeader)
 		}
 		c := lb.Claim{ClusterUID: string(system.UID), LeaseUID: string(lease.UID), Holder: identity}
 		if spec.LeaseTransitions != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"time"
 
@@ -219,6 +218,7 @@ func (s *syncer) found() {
 // lost notes that a session could not be opened, or broke.
 func (s *syncer) lost(err error, pause time.Duration) {
 	first := s.state.Problem == "" || s.state.Connected
+	s.hangUp()
 	s.state.Problem = err.Error()
 	if s.state.Connected {
 		s.state.Connected, s.state.Since = false, time.Now()
@@ -254,12 +254,12 @@ func (s *syncer) rest(ctx context.Context, began time.Time, pause time.Duration)
 	return ctx.Err() == nil
 }
 
-// hangUp gives back what the edge's client holds, if it holds anything.
+// hangUp closes the connections of the edge's client, if it has any, so that the
+// next attempt begins with a new one: on the old one TCP may wait for long before
+// it tries again.
 func (s *syncer) hangUp() {
-	if c, ok := s.balancer.(io.Closer); ok {
-		if err := c.Close(); err != nil {
-			s.log.Debug("client of the edge did not close cleanly", zap.Error(err))
-		}
+	if c, ok := s.balancer.(interface{ Close() }); ok {
+		c.Close()
 	}
 }
 
@@ -277,7 +277,11 @@ func (s *syncer) publish() { s.fleet.publish(s.spec, s.state, true) }
 func within[T any](ctx context.Context, d time.Duration, call func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	return call(ctx)
+	v, err := call(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		err = fmt.Errorf("no answer within %s: %w", d, err)
+	}
+	return v, err
 }
 
 // backoff returns how long to wait after so many failures in a row: twice as
