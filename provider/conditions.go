@@ -37,6 +37,8 @@ func ourCondition(conditionType string) bool { return slices.Contains(ourConditi
 // The reasons of our conditions.
 const (
 	ReasonAssigned           = "Assigned"
+	ReasonAssignedPartly     = "AssignedPartly"
+	ReasonPoolGone           = "PoolGone"
 	ReasonForeignAddress     = "ForeignAddress"
 	ReasonInvalidAnnotation  = "InvalidAnnotation"
 	ReasonNotServable        = "NotServable"

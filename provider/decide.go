@@ -207,7 +207,7 @@ func (r *round) build() {
 		for _, a := range s.served {
 			name := ""
 			if p := poolOf(r.pools, a); p != nil {
-				name = p.name
+				name = p.Name
 			}
 			b.pools = append(b.pools, name)
 		}

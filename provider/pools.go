@@ -12,34 +12,15 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/ipam"
 )
 
 // pool is an AddressPool that can be used.
 type pool struct {
-	name       string
-	ranges     []addressRange
-	auto       bool
+	ipam.Pool
 	namespaces labels.Selector
 	services   labels.Selector
 	edges      labels.Selector
-}
-
-// addressRange is a range of addresses of one family, both ends included.
-type addressRange struct{ from, to netip.Addr }
-
-func (r addressRange) contains(a netip.Addr) bool {
-	return a.BitLen() == r.from.BitLen() && r.from.Compare(a) <= 0 && a.Compare(r.to) <= 0
-}
-
-func (r addressRange) overlaps(o addressRange) bool {
-	return r.from.BitLen() == o.from.BitLen() && r.from.Compare(o.to) <= 0 && o.from.Compare(r.to) <= 0
-}
-
-func (r addressRange) String() string {
-	if r.from == r.to {
-		return r.from.String()
-	}
-	return r.from.String() + "-" + r.to.String()
 }
 
 // readPools returns the pools that can be used, sorted by name, and the reasons
@@ -61,23 +42,22 @@ func readPools(objects []*v1alpha1.AddressPool) (pools []pool, faults map[string
 		}
 		pools = append(pools, p)
 	}
-	slices.SortFunc(pools, func(a, b pool) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(pools, func(a, b pool) int { return strings.Compare(a.Name, b.Name) })
 	return pools, faults
 }
 
 func readPool(o *v1alpha1.AddressPool) (pool, error) {
-	p := pool{name: o.Name, auto: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign}
+	p := pool{Pool: ipam.Pool{Name: o.Name, AutoAssign: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign}}
 	for i, text := range o.Spec.Addresses {
-		r, err := readRange(string(text))
+		r, err := ipam.ParseRange(string(text))
 		if err != nil {
-			return p, fmt.Errorf("spec.addresses[%d]: %s: %w", i, quoted(string(text)), err)
+			return p, fmt.Errorf("spec.addresses[%d]: %w", i, err)
 		}
-		for _, before := range p.ranges {
-			if r.overlaps(before) {
-				return p, fmt.Errorf("spec.addresses[%d]: %s: overlaps %s of the same pool", i, quoted(string(text)), before)
-			}
+		before := ipam.Pool{Name: "before", Ranges: p.Ranges}
+		if len(ipam.Overlaps([]ipam.Pool{before, {Name: "new", Ranges: []ipam.Range{r}}})) > 0 {
+			return p, fmt.Errorf("spec.addresses[%d]: %s: overlaps another range of the same pool", i, quoted(string(text)))
 		}
-		p.ranges = append(p.ranges, r)
+		p.Ranges = append(p.Ranges, r)
 	}
 	for _, s := range []struct {
 		field string
@@ -101,57 +81,28 @@ func readPool(o *v1alpha1.AddressPool) (pool, error) {
 	return p, nil
 }
 
-// readRange reads a CIDR, a range or an address.
-func readRange(text string) (addressRange, error) {
-	const want = "must be a CIDR such as 192.0.2.0/24, a range such as 192.0.2.10-192.0.2.20, or one address"
-	if from, to, ok := strings.Cut(text, "-"); ok {
-		a, err1 := netip.ParseAddr(from)
-		b, err2 := netip.ParseAddr(to)
-		a, b = a.Unmap(), b.Unmap()
-		switch {
-		case err1 != nil || err2 != nil || a.Zone() != "" || b.Zone() != "" || a.BitLen() != b.BitLen():
-			return addressRange{}, fmt.Errorf("%s", want)
-		case b.Less(a):
-			return addressRange{}, fmt.Errorf("must begin with the smaller address")
-		}
-		return addressRange{a, b}, nil
-	}
-	if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" {
-		return addressRange{a.Unmap(), a.Unmap()}, nil
-	}
-	p, err := netip.ParsePrefix(text)
-	if err != nil || p.Addr().Is4In6() {
-		return addressRange{}, fmt.Errorf("%s", want)
-	}
-	return addressRange{p.Masked().Addr(), lastOf(p)}, nil
-}
-
-// lastOf returns the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	bytes := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(bytes)*8; i++ {
-		bytes[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(bytes)
-	return last
-}
-
-// overlap returns an error if a pool shares addresses with one of the others.
-func overlap(p pool, others []pool) error {
-	for _, o := range others {
-		for _, a := range p.ranges {
-			for _, b := range o.ranges {
-				if a.overlaps(b) {
-					return fmt.Errorf("spec.addresses: %s overlaps %s of the older pool %q", a, b, o.name)
-				}
-			}
+// overlap returns an error if a pool shares addresses with one of the older
+// ones.
+func overlap(p pool, older []pool) error {
+	for _, o := range older {
+		if faults := ipam.Overlaps([]ipam.Pool{p.Pool, o.Pool}); len(faults) > 0 {
+			return fmt.Errorf("spec.addresses: %w", faults[0])
 		}
 	}
 	return nil
 }
 
 func (p pool) contains(a netip.Addr) bool {
-	return slices.ContainsFunc(p.ranges, func(r addressRange) bool { return r.contains(a) })
+	return slices.ContainsFunc(p.Ranges, func(r ipam.Range) bool { return r.Contains(a) })
+}
+
+// size returns the number of addresses, maxCount if there are more.
+func (p pool) size() int64 {
+	var total uint64
+	for _, r := range p.Ranges {
+		total = min(total+min(r.Size(), maxCount), maxCount)
+	}
+	return int64(total)
 }
 
 // poolOf returns the pool that an address is of, nil if it is of none.
@@ -174,10 +125,10 @@ func edgeSets(pools []pool, edges []*v1alpha1.Edge) map[string]map[string]bool {
 				set[e.Name] = true
 			}
 		}
-		sets[p.name] = set
+		sets[p.Name] = set
 	}
 	return sets
 }
 
 // sortedNames returns the keys of a set in order.
-func sortedNames[V any](set map[string]V) []string { return slices.Sorted(maps.Keys(set)) }
+func sortedNames[K ~string, V any](set map[K]V) []K { return slices.Sorted(maps.Keys(set)) }

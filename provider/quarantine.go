@@ -219,7 +219,7 @@ func (r *round) toldBy(edge string) func(netip.Addr) bool {
 // none: then any edge may.
 func (r *round) mayServe(edge string, a netip.Addr) bool {
 	p := poolOf(r.pools, a)
-	if p == nil || r.serving[p.name][edge] {
+	if p == nil || r.serving[p.Name][edge] {
 		return true
 	}
 	// The pool's edges may have changed since.

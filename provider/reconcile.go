@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
@@ -132,7 +133,7 @@ func (r *reconciler) look(now time.Time) World {
 // object is what newest can hold.
 type object interface {
 	runtime.Object
-	GetUID() uid
+	GetUID() types.UID
 	GetResourceVersion() string
 }
 

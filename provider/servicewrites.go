@@ -234,7 +234,7 @@ func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) 
 	for _, a := range addrs {
 		serves := func(st standing) bool {
 			p := poolOf(r.pools, a)
-			return st.applied && p != nil && r.serving[p.name][st.edge]
+			return st.applied && p != nil && r.serving[p.Name][st.edge]
 		}
 		if slices.Contains(told, a) || slices.Contains(s.served, a) && slices.ContainsFunc(standings, serves) {
 			out = append(out, a)

@@ -3,7 +3,6 @@ package provider
 import (
 	"encoding/json"
 	"fmt"
-	"math/big"
 	"net/netip"
 	"slices"
 	"strings"
@@ -46,7 +45,7 @@ func (r *round) writePools() {
 		if p == nil {
 			continue
 		}
-		byPool[p.name] = append(byPool[p.name], v1alpha1.QuarantinedAddress{
+		byPool[p.Name] = append(byPool[p.Name], v1alpha1.QuarantinedAddress{
 			Address: a.String(), Service: q.service, UID: string(q.uid), Since: metav1.NewTime(q.since.Truncate(time.Second)),
 		})
 	}
@@ -54,10 +53,10 @@ func (r *round) writePools() {
 	for _, h := range r.holdings {
 		for _, a := range h.addrs {
 			if p := poolOf(r.pools, a); p != nil {
-				if used[p.name] == nil {
-					used[p.name] = map[netip.Addr]bool{}
+				if used[p.Name] == nil {
+					used[p.Name] = map[netip.Addr]bool{}
 				}
-				used[p.name][a] = true
+				used[p.Name][a] = true
 			}
 		}
 	}
@@ -109,7 +108,7 @@ func (r *round) poolStatus(o *v1alpha1.AddressPool, in []v1alpha1.QuarantinedAdd
 		Type: v1alpha1.PoolReady, Status: metav1.ConditionTrue, Reason: "Usable",
 		Message: "the pool can be used", ObservedGeneration: o.Generation, LastTransitionTime: metav1.NewTime(r.Now.Truncate(time.Second)),
 	}
-	i := slices.IndexFunc(r.pools, func(p pool) bool { return p.name == o.Name })
+	i := slices.IndexFunc(r.pools, func(p pool) bool { return p.Name == o.Name })
 	switch {
 	case i < 0:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Unusable", bounded(r.faults[o.Name])
@@ -129,19 +128,6 @@ func compareTimes(a, b metav1.Time, otherwise int) int {
 		return c
 	}
 	return otherwise
-}
-
-// size returns the number of addresses, maxCount if there are more.
-func (p pool) size() int64 {
-	total := new(big.Int)
-	for _, r := range p.ranges {
-		from, to := new(big.Int).SetBytes(r.from.AsSlice()), new(big.Int).SetBytes(r.to.AsSlice())
-		total.Add(total, to.Sub(to, from).Add(to, big.NewInt(1)))
-	}
-	if !total.IsInt64() || total.Int64() > maxCount {
-		return maxCount
-	}
-	return total.Int64()
 }
 
 // writeEdges finds out what is to be written to the statuses of edges.

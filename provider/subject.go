@@ -52,20 +52,12 @@ func (b *built) sameAs(o *built) bool {
 
 // grant is what the assignment of addresses says to one Service.
 type grant struct {
+	// addrs are what the Service is to have; if not ok, what it goes on with.
 	addrs []netip.Addr
-	pools []string // of addrs, in their order
 	// ok says that the Service has everything that it needs.
 	ok bool
-	// reason and message say why not, or what else there is to say.
+	// reason and message say why not, or what there is to say.
 	reason, message string
-}
-
-// pool returns the pool of a granted address, or nothing.
-func (g grant) pool(a netip.Addr) string {
-	if i := slices.Index(g.addrs, a); i >= 0 {
-		return g.pools[i]
-	}
-	return ""
 }
 
 // assigned says whether the Service has its addresses.
@@ -74,10 +66,12 @@ func (s *subject) assigned() condition {
 	switch {
 	case s.path == foreigns:
 		return no(t, ReasonForeignAddress, "the status holds an address that is not of an AddressPool: another load balancer serves the Service, and eclusa leaves it alone; spec.loadBalancerClass says whose it is")
-	case !s.grant.ok:
-		return no(t, s.grant.reason, s.grant.message)
+	case s.grant.ok:
+		return yes(t, s.grant.reason, s.grant.message)
+	case len(s.grant.addrs) > 0:
+		return no(t, s.grant.reason, s.grant.message+"; the Service keeps "+formatAddresses(s.grant.addrs))
 	}
-	return yes(t, s.grant.reason, s.grant.message)
+	return no(t, s.grant.reason, s.grant.message)
 }
 
 // sameAddresses says whether both have the same addresses in any order.

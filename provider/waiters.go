@@ -3,12 +3,8 @@ package provider
 import (
 	"sync"
 
-	"k8s.io/apimachinery/pkg/types"
-
 	"github.com/eclusa-lb/eclusa/lb"
 )
-
-type uid = types.UID
 
 // waiters are the calls of the stock controller that wait until the addresses
 // of a deleted Service are safe in quarantine. Its methods may be called
