@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -33,28 +34,108 @@ func (r *round) assign() {
 	r.proposals = proposals
 }
 
-// admitted returns the pools that the Service may have addresses of, and if
-// there are none, why.
-func (r *round) admitted(s *subject) (pools []pool, reason, message string) {
-	w := s.translation.Wishes
-	if w.Pool != "" {
-		i := slices.IndexFunc(r.pools, func(p pool) bool { return p.name == w.Pool })
-		switch {
-		case i < 0 && r.faults[w.Pool] != "":
-			return nil, "PoolUnusable", fmt.Sprintf("AddressPool %q of annotation %s cannot be used: %s", w.Pool, AnnotationAddressPool, r.faults[w.Pool])
-		case i < 0:
-			return nil, "NoSuchPool", fmt.Sprintf("there is no AddressPool %q, which annotation %s asks for", w.Pool, AnnotationAddressPool)
-		case !r.admits(r.pools[i], s):
-			return nil, "NotAdmitted", fmt.Sprintf("AddressPool %q, which annotation %s asks for, does not admit the Service: see its namespaceSelector and serviceSelector", w.Pool, AnnotationAddressPool)
-		}
-		return []pool{r.pools[i]}, "", ""
+// grant asks for the addresses of all Services at once.
+func (r *round) grant() {
+	pools := make([]ipam.Pool, len(r.pools))
+	for i, p := range r.pools {
+		pools[i] = p.Pool
 	}
-	for _, p := range r.pools {
-		if r.admits(p, s) {
-			pools = append(pools, p)
+	claims := make([]ipam.Claim, 0, len(r.subjects))
+	eligible := map[string][]string{}
+	for _, s := range r.subjects {
+		if r.claims(s) {
+			claims = append(claims, r.claimOf(s, eligible))
 		}
 	}
-	return pools, "", ""
+	quarantined := make(map[netip.Addr]ipam.Quarantine, len(r.quarantine.addrs))
+	for a, q := range r.quarantine.addrs {
+		quarantined[a] = ipam.Quarantine{Since: q.since, Owner: string(q.uid)}
+	}
+	results := ipam.Assign(pools, claims, quarantined)
+	for _, s := range r.subjects {
+		s.grant = grantOf(s, results[string(s.uid)])
+	}
+}
+
+// claims says whether the Service takes part in the assignment. One that cannot
+// be served keeps what it has, and gets nothing new.
+func (r *round) claims(s *subject) bool {
+	return len(s.held) > 0 || !s.unclear() && s.path != foreigns
+}
+
+// unclear says that the Service must not get any address but those it has.
+func (s *subject) unclear() bool {
+	return s.translation.Wishes.AddressesUnclear || len(s.translation.Refusals) > 0
+}
+
+func (r *round) claimOf(s *subject, eligible map[string][]string) ipam.Claim {
+	t := s.translation
+	c := ipam.Claim{
+		Owner: string(s.uid), Name: t.LoadBalancer.Name, Time: s.svc.CreationTimestamp.Time,
+		Families: t.Families, Held: s.held, EligiblePools: r.eligible(s, eligible),
+	}
+	if t.Wishes.SharingKey != "" {
+		c.SharingKey = s.svc.Namespace + "/" + t.Wishes.SharingKey
+	}
+	for _, l := range t.LoadBalancer.Listeners {
+		c.Ports = append(c.Ports, ipam.PortKey{Protocol: l.Protocol, Port: l.Port})
+	}
+	if !s.unclear() && s.path != foreigns {
+		c.Requested, c.Pool, c.RequireAll = t.Wishes.Addresses, t.Wishes.Pool, !t.OneFamilySuffices
+	}
+	return c
+}
+
+// eligible returns the pools whose selectors match the Service. Services of one
+// namespace with equal labels share the answer.
+func (r *round) eligible(s *subject, known map[string][]string) []string {
+	key := s.svc.Namespace + " " + labels.Set(s.svc.Labels).String()
+	names, ok := known[key]
+	if !ok {
+		for _, p := range r.pools {
+			if r.admits(p, s) {
+				names = append(names, p.Name)
+			}
+		}
+		known[key] = names
+	}
+	return names
+}
+
+// grantOf reads the result of the assignment.
+func grantOf(s *subject, result ipam.Result) grant {
+	g := grant{addrs: result.Addresses}
+	t := s.translation
+	switch {
+	case t.Wishes.AddressesUnclear:
+		g.reason, g.message = ReasonInvalidAnnotation, sentences(about(t.Complaints, AnnotationAddresses))
+	case len(t.Refusals) > 0:
+		g.reason, g.message = ReasonNotServable, sentences(t.Refusals)
+	case result.Refusal != nil:
+		g.reason, g.message = string(result.Refusal.Reason), result.Refusal.Detail
+	case len(result.Orphaned) > 0:
+		g.reason = ReasonPoolGone
+		g.message = fmt.Sprintf("no AddressPool has %s any more, so that no edge serves it: restore the pool, or name another one in the annotation %s",
+			formatAddresses(result.Orphaned), AnnotationAddressPool)
+	default:
+		g.ok = len(result.Addresses) > 0
+		g.reason, g.message = ReasonAssigned, "the Service has "+formatAddresses(result.Addresses)
+		if result.Missing != nil {
+			g.reason, g.message = ReasonAssignedPartly, g.message+"; "+result.Missing.Detail
+		}
+	}
+	return g
+}
+
+// about returns the complaints about one annotation.
+func about(complaints []Complaint, name Annotation) []Complaint {
+	var out []Complaint
+	for _, c := range complaints {
+		if c.Field == string(name) {
+			out = append(out, c)
+		}
+	}
+	return out
 }
 
 // admits says whether the selectors of a pool match the Service.

@@ -26,8 +26,8 @@ type AddressPool struct {
 }
 
 // AddressRange is a CIDR such as 192.0.2.0/24, a range such as
-// 192.0.2.10-192.0.2.20, both ends included, or one address. The network and
-// broadcast addresses of a CIDR are handed out like all others.
+// 192.0.2.10-192.0.2.20, both ends included, or one address. Of a CIDR the
+// network and the broadcast address are left out; a range includes them.
 //
 // +kubebuilder:validation:MinLength=2
 // +kubebuilder:validation:MaxLength=79
