@@ -22,3 +22,7 @@ func newTestEngine(t *testing.T) lb.Engine {
 func TestEngineOnLoopback(t *testing.T) {
 	lbtest.TestEngine(t, newTestEngine, lbtest.Loopback())
 }
+
+func TestEngineInNamespaces(t *testing.T) {
+	lbtest.InNamespaces(t, func(n lbtest.Network) { lbtest.TestEngine(t, newTestEngine, n) })
+}
