@@ -124,8 +124,8 @@ type compilation struct {
 	candidates []*candidate
 	clusters   map[Cluster]*clusterView
 	checks     map[HealthCheck]namedCheck
-	scopes     map[scopeKey]*scope
-	groups     map[groupKey]GroupID
+	scopes     []*scope
+	whole      map[scopeKey]*scope // those of whole pools
 	recipes    []recipe
 }
 
@@ -166,8 +166,7 @@ func newCompilation(in Input) *compilation {
 		taken:    map[netip.Addr]bool{},
 		clusters: map[Cluster]*clusterView{},
 		checks:   map[HealthCheck]namedCheck{},
-		scopes:   map[scopeKey]*scope{},
-		groups:   map[groupKey]GroupID{},
+		whole:    map[scopeKey]*scope{},
 	}
 	for _, a := range in.Host.OwnAddresses {
 		c.own[a.Unmap().WithZone("")] = true
@@ -188,8 +187,11 @@ func (c *compilation) admit(cluster Cluster) {
 	config := c.in.Configs[cluster]
 	view := newClusterView(config)
 	c.clusters[cluster] = view
+	all := make([]candidate, len(config.LoadBalancers)) // one allocation for thousands
 	for uid, l := range config.LoadBalancers {
-		candidate := &candidate{LoadBalancer: l, owner: Owner{Cluster: cluster, UID: uid}}
+		candidate := &all[0]
+		all = all[1:]
+		candidate.LoadBalancer, candidate.owner = l, Owner{Cluster: cluster, UID: uid}
 		c.candidates = append(c.candidates, candidate)
 		faults := view.loadBalancers[uid]
 		for _, fault := range faults {
@@ -273,26 +275,25 @@ func (c *compilation) admitAddresses(l *candidate) {
 // serve gives a load balancer those of its frontends that are free, and each a
 // route. Load balancers must come in the order of their claims.
 func (c *compilation) serve(l *candidate) {
-	check := c.check(l.HealthCheck)
-	appears := false
+	s := c.scope(l)
+	served := false
 	for i, li := range l.Listeners {
-		served := false
+		before := len(c.out.Table.Routes)
 		for _, a := range l.Addresses {
 			f := Frontend{Addr: a, Port: li.Port, Protocol: li.Protocol}
 			if holder := c.holder(l, f); holder != "" {
 				l.refuse(Problem{Type: problemAddressHeld, Field: fmt.Sprintf("listeners[%d]", i), Detail: fmt.Sprintf("%s: is held by %s", f, holder)})
 				continue
 			}
-			c.out.Table.Routes[f] = l.route(li, c.group(l, check, FamilyOf(a)))
+			c.out.Table.Routes[f] = l.route(li, c.group(l, s, FamilyOf(a)))
+		}
+		if len(c.out.Table.Routes) > before {
+			s.note(l.owner.UID, li)
 			served = true
 		}
-		if served {
-			c.note(l, check, li)
-			appears = true
-		}
 	}
-	if appears {
-		c.warn(l, check)
+	if served {
+		s.warn(l)
 	}
 }
 

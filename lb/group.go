@@ -155,22 +155,29 @@ func (c *compilation) check(h HealthCheck) namedCheck {
 	return n
 }
 
-// A scopeKey names a set of nodes under one check: a whole pool, or what one
-// load balancer leaves of it.
+// A scopeKey names a whole pool under one check.
 type scopeKey struct {
 	cluster Cluster
 	check   CheckID
 	pool    PoolName
-	uid     UID // empty for the whole pool
 }
 
-// A scope is what is to be probed together.
+// A scope is what is to be probed together: a whole pool, or what one load
+// balancer leaves of it.
 type scope struct {
-	cluster Cluster
-	check   namedCheck
-	members []*member
-	lacking map[Family]int // how many members have no address of it
-	tcp     userPort       // the smallest user
+	cluster            Cluster
+	check              namedCheck
+	members            []*member
+	without4, without6 int      // members that have no address of the family
+	tcp                userPort // the smallest user
+	served             bool     // by any listener
+	groups             []groupOfScope
+}
+
+// A groupOfScope is one of the groups that are made of a scope's members.
+type groupOfScope struct {
+	id       GroupID
+	failOpen bool
 }
 
 // A userPort is a TCP target port in use, and by whom. The zero value is none.
@@ -187,41 +194,45 @@ func (u userPort) compare(o userPort) int {
 	return cmp.Or(cmp.Compare(u.uid, o.uid), cmp.Compare(u.port, o.port))
 }
 
-func (l *candidate) scopeKey(check CheckID) scopeKey {
-	k := scopeKey{cluster: l.owner.Cluster, check: check, pool: l.Pool}
-	if l.Members != nil {
-		k.uid = l.owner.UID
-	}
-	return k
-}
-
 // scope returns the nodes that a load balancer reaches, with its check.
-func (c *compilation) scope(l *candidate, check namedCheck) *scope {
-	key := l.scopeKey(check.id)
-	s := c.scopes[key]
+func (c *compilation) scope(l *candidate) *scope {
+	check, view := c.check(l.HealthCheck), c.clusters[l.owner.Cluster]
+	if l.Members != nil {
+		return c.newScope(l.owner.Cluster, check, view.narrowed(l.Pool, l.Members))
+	}
+	key := scopeKey{l.owner.Cluster, check.id, l.Pool}
+	s := c.whole[key]
 	if s == nil {
-		view := c.clusters[l.owner.Cluster]
-		s = &scope{cluster: l.owner.Cluster, check: check, members: view.pool(l.Pool)}
-		if l.Members != nil {
-			s.members = view.narrowed(l.Pool, l.Members)
-		}
-		s.lacking = lacking(s.members)
-		c.scopes[key] = s
+		s = c.newScope(l.owner.Cluster, check, view.pool(l.Pool))
+		c.whole[key] = s
 	}
 	return s
 }
 
-// lacking counts for each family the members without an address of it.
-func lacking(members []*member) map[Family]int {
-	n := map[Family]int{}
+func (c *compilation) newScope(cluster Cluster, check namedCheck, members []*member) *scope {
+	s := &scope{cluster: cluster, check: check, members: members}
 	for _, m := range members {
-		for _, f := range []Family{IPv4, IPv6} {
-			if !m.at(f).IsValid() {
-				n[f]++
-			}
+		if !m.v4.IsValid() {
+			s.without4++
+		}
+		if !m.v6.IsValid() {
+			s.without6++
 		}
 	}
-	return n
+	c.scopes = append(c.scopes, s)
+	return s
+}
+
+// without counts the members that have no address of a family. A member always
+// has one of the empty family, which is any.
+func (s *scope) without(f Family) int {
+	switch f {
+	case IPv4:
+		return s.without4
+	case IPv6:
+		return s.without6
+	}
+	return 0
 }
 
 // pool returns the members of a pool that can be used, sorted.
@@ -258,9 +269,9 @@ func (v *clusterView) pick(names func(func(NodeName) bool)) []*member {
 }
 
 // note remembers that a listener of a load balancer is served.
-func (c *compilation) note(l *candidate, check namedCheck, li Listener) {
-	s := c.scope(l, check)
-	user := userPort{l.owner.UID, li.TargetPort}
+func (s *scope) note(uid UID, li Listener) {
+	s.served = true
+	user := userPort{uid, li.TargetPort}
 	if li.Protocol == TCP && user.compare(s.tcp) < 0 {
 		s.tcp = user
 	}
@@ -268,32 +279,34 @@ func (c *compilation) note(l *candidate, check namedCheck, li Listener) {
 
 // warn notes nodes of a load balancer that do not speak its address families:
 // it is served without them, which nobody would see otherwise.
-func (c *compilation) warn(l *candidate, check namedCheck) {
-	s := c.scope(l, check)
+func (s *scope) warn(l *candidate) {
 	if len(s.members) == 0 {
 		return
 	}
 	for i, a := range l.Addresses {
 		family := FamilyOf(a)
-		if s.lacking[family] == len(s.members) {
+		if s.without(family) == len(s.members) {
 			l.problems = append(l.problems, Problem{
 				Type: problemNotFound, Field: fmt.Sprintf("addresses[%d]", i),
 				Detail: fmt.Sprintf("%s: none of the nodes has an %s address, so connections are refused", a, family),
 			})
 		}
 	}
-	if n := s.lacking[check.Family]; n > 0 {
+	if n := s.without(s.check.Family); n > 0 {
 		l.problems = append(l.problems, Problem{
 			Type: problemNotFound, Field: "healthCheck.family",
-			Detail: fmt.Sprintf("%s: %d of %d nodes have no such address to be probed at, and never count as up", check.Family, n, len(s.members)),
+			Detail: fmt.Sprintf("%s: %d of %d nodes have no such address to be probed at, and never count as up", s.check.Family, n, len(s.members)),
 		})
 	}
 }
 
 // gatherChecks tells what has to be probed.
 func (c *compilation) gatherChecks() {
-	scopes := slices.SortedFunc(maps.Values(c.scopes), func(a, b *scope) int { return a.tcp.compare(b.tcp) })
-	for _, s := range scopes {
+	slices.SortFunc(c.scopes, func(a, b *scope) int { return a.tcp.compare(b.tcp) })
+	for _, s := range c.scopes {
+		if !s.served {
+			continue
+		}
 		checks := c.out.Checks[s.cluster]
 		if checks == nil {
 			checks = map[CheckID]Check{}
@@ -322,13 +335,6 @@ func (c *compilation) gatherChecks() {
 	}
 }
 
-// A groupKey is everything that a group's backends depend on.
-type groupKey struct {
-	scopeKey
-	failOpen bool
-	family   Family
-}
-
 // A recipe makes a group as soon as health is known.
 type recipe struct {
 	id       GroupID
@@ -339,19 +345,19 @@ type recipe struct {
 
 // group returns the group of backends of a load balancer for one family, and
 // plans it if that was not done yet.
-func (c *compilation) group(l *candidate, check namedCheck, family Family) GroupID {
-	key := groupKey{l.scopeKey(check.id), l.FailOpen, family}
-	if id, known := c.groups[key]; known {
-		return id
+func (c *compilation) group(l *candidate, s *scope, family Family) GroupID {
+	for _, g := range s.groups {
+		if g.failOpen == l.FailOpen && g.id.Family == family {
+			return g.id
+		}
 	}
-	id := GroupID{Cluster: l.owner.Cluster, Name: groupName(l, check.id), Family: family}
-	c.groups[key] = id
-	s := c.scope(l, check)
+	id := GroupID{Cluster: l.owner.Cluster, Name: groupName(l, s.check.id), Family: family}
+	s.groups = append(s.groups, groupOfScope{id, l.FailOpen})
 	members := s.members
-	if s.lacking[family] > 0 {
+	if s.without(family) > 0 {
 		members = slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return !m.at(family).IsValid() })
 	}
-	c.recipes = append(c.recipes, recipe{id, check, l.FailOpen, members})
+	c.recipes = append(c.recipes, recipe{id, s.check, l.FailOpen, members})
 	return id
 }
 
