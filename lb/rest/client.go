@@ -64,7 +64,10 @@ var _ lb.Balancer = (*Client)(nil)
 func NewClient(o ClientOptions) (*Client, error) {
 	u, err := url.Parse(o.Endpoint)
 	if err != nil {
-		return nil, fmt.Errorf("endpoint %q: %v: %w", o.Endpoint, err, lb.ErrInvalid)
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // without the text, which may hold a password
+		}
+		return nil, fmt.Errorf("endpoint: %w: %w", err, lb.ErrInvalid)
 	}
 	if u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || u.User != nil ||
 		(u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,7 +77,7 @@ func TestKindsSurvive(t *testing.T) {
 	for _, k := range kinds {
 		b.balance.FailNext(lbtest.CallInfo, fmt.Errorf("object %q: %w", "x\ny", k.err))
 		_, err := c.Info(t.Context())
-		if !errors.Is(err, k.err) || kindOf(err) != k.err {
+		if !errors.Is(err, k.err) || !errors.Is(kindOf(err), k.err) {
 			t.Errorf("%s: got %v; want errors.Is with %v first", k.name, err, k.err)
 		}
 		if !strings.Contains(err.Error(), `object \"x\\ny\"`) && !strings.Contains(err.Error(), `object "x\ny"`) || strings.Contains(err.Error(), "\n") {
@@ -133,7 +132,7 @@ func TestClientNamesCertificateTrouble(t *testing.T) {
 		{"our certificate of another CA", func(o *ClientOptions) {
 			cert := other.clusterCert(t, "prod")
 			o.Certificate = func() (*tls.Certificate, error) { return cert, nil }
-		}, nil, []string{"our certificate", "reset", "closed", "EOF", "broken pipe"}},
+		}, nil, []string{"our certificate"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.t = t
@@ -146,12 +145,6 @@ func TestClientNamesCertificateTrouble(t *testing.T) {
 			_, err := b.client(change).Info(t.Context())
 			if err == nil {
 				t.Fatal("got no error; want one")
-			}
-			if c.name == "our certificate of another CA" { // the alert may be overtaken by the end of the connection
-				if !slices.ContainsFunc(c.want, func(w string) bool { return strings.Contains(err.Error(), w) }) {
-					t.Errorf("got %q; want one of %q in it", err, c.want)
-				}
-				return
 			}
 			for _, w := range c.want {
 				if !strings.Contains(err.Error(), w) {
@@ -356,6 +349,7 @@ func TestNewClientRefuses(t *testing.T) {
 		func(o *ClientOptions) { o.Endpoint = "https://edge:8443/v1" },
 		func(o *ClientOptions) { o.Endpoint = "https://edge:8443?x" },
 		func(o *ClientOptions) { o.Endpoint = "://" },
+		func(o *ClientOptions) { o.Endpoint = "https://user:secret@edge:port" },
 		func(o *ClientOptions) { o.ServerName = "" },
 		func(o *ClientOptions) { o.Cluster = "" },
 		func(o *ClientOptions) { o.Cluster = ".." },

@@ -276,7 +276,7 @@ func (c *call) body(most int64) ([]byte, error) {
 		return nil, &refusal{http.StatusBadRequest, map[string]string{"Connection": "close"},
 			fmt.Errorf("body: truncated, %d of %d bytes came: %w", buf.Len(), c.r.ContentLength, lb.ErrInvalid)}
 	}
-	return nil, fmt.Errorf("body: after %d bytes: %v: %w", buf.Len(), err, lb.ErrInvalid)
+	return nil, fmt.Errorf("body: after %d bytes: %w: %w", buf.Len(), err, lb.ErrInvalid)
 }
 
 // unwrap takes a TypeWrite apart.

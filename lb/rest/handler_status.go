@@ -80,7 +80,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 func parsePoll(query string) (lb.Cursor, time.Duration, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return "", 0, fmt.Errorf("query: %v: %w", err, lb.ErrInvalid)
+		return "", 0, fmt.Errorf("query: %w: %w", err, lb.ErrInvalid)
 	}
 	after, wait := lb.Cursor(""), defaultWait
 	for key, v := range values {

@@ -50,7 +50,7 @@ func parseObject(path string, data []byte) (object, error) {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return fmt.Errorf("%s: ends after %d bytes in the middle of a value: %w", pathName(path), len(data), lb.ErrInvalid)
 		default:
-			return fmt.Errorf("%s: byte %d: %v: %w", pathName(path), dec.InputOffset(), err, lb.ErrInvalid)
+			return fmt.Errorf("%s: byte %d: %w: %w", pathName(path), dec.InputOffset(), err, lb.ErrInvalid)
 		}
 	}
 	token, err := dec.Token()
@@ -105,7 +105,7 @@ func decodeFields(path string, data []byte, fields map[string]any) error {
 			return fmt.Errorf("%s: unknown field %q: %w", pathName(path), clip(m.key, maxTitle), lb.ErrInvalid)
 		}
 		if err := json.Unmarshal(m.value, field); err != nil {
-			return fmt.Errorf("%s: %s: %v: %w", pathName(path), m.key, err, lb.ErrInvalid)
+			return fmt.Errorf("%s: %s: %w: %w", pathName(path), m.key, err, lb.ErrInvalid)
 		}
 	}
 	return nil

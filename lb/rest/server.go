@@ -53,7 +53,8 @@ func NewServer(o ServerOptions) *http.Server {
 	most := int64(orDefault(o.MaxConnections, 256))
 	complaints := &complaintWriter{log: o.Log, limiter: rate.NewLimiter(5, 20)}
 	stop, stopped := context.WithCancel(context.Background())
-	base := context.WithValue(context.Background(), shutdownKey{}, stop)
+	var registry shutdownRegistry = func(f func()) func() bool { return context.AfterFunc(stop, f) }
+	base := context.WithValue(context.Background(), shutdownKey{}, registry)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
@@ -79,7 +80,7 @@ func NewServer(o ServerOptions) *http.Server {
 		case http.StateNew:
 			if open.Add(1) > most {
 				complaints.complain("connection refused; all are in use", zap.Stringer("remote", c.RemoteAddr()), zap.Int64("most", most))
-				c.Close()
+				_ = c.Close()
 			}
 		case http.StateClosed, http.StateHijacked:
 			open.Add(-1)
@@ -90,18 +91,21 @@ func NewServer(o ServerOptions) *http.Server {
 	return s
 }
 
-// shutdownKey is where a request's context has the context that ends when the
-// server shuts down.
+// shutdownKey is where a request's context has the shutdownRegistry.
 type shutdownKey struct{}
+
+// shutdownRegistry takes what is to be done when the server shuts down, and
+// returns what undoes that.
+type shutdownRegistry func(f func()) (undo func() bool)
 
 // onShutdown calls f when the server of the request shuts down, unless cancelled
 // before.
 func onShutdown(request context.Context, f func()) (cancel func()) {
-	stop, ok := request.Value(shutdownKey{}).(context.Context)
+	registry, ok := request.Value(shutdownKey{}).(shutdownRegistry)
 	if !ok {
 		return func() {}
 	}
-	undo := context.AfterFunc(stop, f)
+	undo := registry(f)
 	return func() { undo() }
 }
 

@@ -109,7 +109,7 @@ func (c *Client) replace(ctx context.Context, base *held, w lb.Write) (lb.Receip
 	}
 	patch, err := Diff(base.config, w.Config)
 	if err != nil {
-		return lb.Receipt{}, fmt.Errorf("set revision %d: %v: %w", w.Config.Revision, err, lb.ErrInvalid)
+		return lb.Receipt{}, fmt.Errorf("set revision %d: %w: %w", w.Config.Revision, err, lb.ErrInvalid)
 	}
 	// An empty patch asks whether epoch and base still hold, and for the receipt.
 	if string(patch) == "{}" && base.certain && base.epoch == w.Epoch {
@@ -155,7 +155,7 @@ func (c *Client) put(ctx context.Context, base *held, w lb.Write, whole []byte) 
 func encodeWhole(config lb.Config) ([]byte, error) {
 	whole, err := encodeConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("set revision %d: %v: %w", config.Revision, err, lb.ErrInvalid)
+		return nil, fmt.Errorf("set revision %d: %w: %w", config.Revision, err, lb.ErrInvalid)
 	}
 	return whole, nil
 }

@@ -174,14 +174,21 @@ func (b *testbed) plain(cert *tls.Certificate) *http.Client {
 	return &http.Client{Transport: tr, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
+// reply is an answer whose body was read.
+type reply struct {
+	StatusCode int
+	Proto      string
+	Header     http.Header
+}
+
 // ask sends a request with the cluster's certificate. The header is a list of
 // names and values.
-func (b *testbed) ask(method, path, body string, header ...string) (*http.Response, Problem) {
+func (b *testbed) ask(method, path, body string, header ...string) (reply, Problem) {
 	b.t.Helper()
 	return b.askWith(b.plain(b.cert), method, path, body, header...)
 }
 
-func (b *testbed) askWith(client *http.Client, method, path, body string, header ...string) (*http.Response, Problem) {
+func (b *testbed) askWith(client *http.Client, method, path, body string, header ...string) (reply, Problem) {
 	b.t.Helper()
 	var r io.Reader
 	if body != "" {
@@ -203,13 +210,14 @@ func (b *testbed) askWith(client *http.Client, method, path, body string, header
 	if err != nil {
 		b.t.Fatalf("%s %s: %v", method, path, err)
 	}
+	got := reply{resp.StatusCode, resp.Proto, resp.Header}
 	if resp.StatusCode < 300 {
-		return resp, Problem{}
+		return got, Problem{}
 	}
 	if got := resp.Header.Get("Content-Type"); got != TypeProblem {
 		b.t.Errorf("%s %s: status %d with content type %q and body %q; want %q", method, path, resp.StatusCode, got, text, TypeProblem)
 	}
-	return resp, decodeProblem(resp.StatusCode, resp.Header.Get("Content-Type"), text)
+	return got, decodeProblem(resp.StatusCode, resp.Header.Get("Content-Type"), text)
 }
 
 func logField(key, value string) zap.Field { return zap.String(key, value) }

@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -16,7 +18,7 @@ import (
 func (c *Client) describe(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errTimeout) {
-			return fmt.Errorf("%v: %w", cause, ctx.Err())
+			return fmt.Errorf("%w: %w", cause, ctx.Err())
 		}
 		return ctx.Err()
 	}
@@ -25,6 +27,10 @@ func (c *Client) describe(ctx context.Context, err error) error {
 	}
 	if text := describeTLS(err, c.o.ServerName); text != "" {
 		return &tlsError{text, err}
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		// The alert that tells about our certificate may be lost in the reset.
+		return fmt.Errorf("edge closed the connection (if it does so each time, see its log for what it has against our certificate): %w", err)
 	}
 	return err
 }
@@ -59,6 +65,9 @@ func describeTLS(err error, serverName string) string {
 	text := err.Error()
 	if strings.Contains(text, "server gave HTTP response to HTTPS client") {
 		return "what listens there does not speak TLS: it answered in plain HTTP"
+	}
+	if strings.Contains(text, "http2: client conn could not be established") { // its cause is lost there
+		return "edge closed the connection directly after the handshake, most likely because it refuses our certificate (the reason is in the edge's log)"
 	}
 	if _, alert, ok := strings.Cut(text, "remote error: tls: "); ok {
 		if strings.Contains(alert, "certificate") {

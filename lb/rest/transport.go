@@ -71,7 +71,7 @@ func newHTTPClient(o ClientOptions) *retryablehttp.Client {
 func handshake(ctx context.Context, conn net.Conn, o ClientOptions) (net.Conn, error) {
 	roots, err := o.RootCAs()
 	if err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, fmt.Errorf("read CA: %w", err)
 	}
 	config := &tls.Config{
@@ -87,7 +87,7 @@ func handshake(ctx context.Context, conn net.Conn, o ClientOptions) (net.Conn, e
 	defer cancel()
 	secured := tls.Client(conn, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, err
 	}
 	return secured, nil
