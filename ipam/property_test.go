@@ -172,7 +172,7 @@ func randomClaims(r *rand.Rand) []ipam.Claim {
 }
 
 func TestAssignProperties(t *testing.T) {
-	for seed := range uint64(5000) {
+	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		quarantined := map[netip.Addr]ipam.Quarantine{}
 		for range r.IntN(3) {

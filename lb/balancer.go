@@ -146,7 +146,9 @@ type LoadBalancerStatus struct {
 	// Applied is true when all listeners of the load balancer take traffic on
 	// all of its addresses, or refuse it as they should.
 	Applied bool `json:"applied"`
-	// Problems are the reasons why it is not, or not wholly.
+	// Problems are the reasons why it is not, or not wholly. Beside Applied they
+	// tell what is served less well than it could be: a member that is left out,
+	// an address whose family no node has.
 	Problems []Problem `json:"problems,omitempty"`
 }
 

@@ -246,8 +246,9 @@ func (l LoadBalancer) fieldOf(need Capability) string {
 		return "affinity"
 	case CapMaxConnections:
 		return "maxConnections"
+	default:
+		return "algorithm"
 	}
-	return "algorithm"
 }
 
 func (c *compilation) admitAddresses(l *candidate) {

@@ -141,7 +141,7 @@ type CheckID string
 
 // ID returns the check's name, such as "http:10256/healthz".
 func (h HealthCheck) ID() CheckID {
-	s := h.Spec.WithDefaults()
+	s := h.WithDefaults()
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s:%d%s", s.Protocol, h.Port, s.Path)
 	d := healthcheck.Spec{Protocol: s.Protocol, Path: s.Path}.WithDefaults()

@@ -7,7 +7,8 @@
 // Two pure functions carry the package. [Config.Validate] names everything
 // that is wrong with a configuration; [Compile] turns the configurations of all
 // clusters, their policies and what is known about health into one Table. It
-// is the only place where health meets traffic.
+// is the only place where health meets traffic. [Prepare] is the part of it that
+// need not be done again when only health has changed.
 //
 // Values of this package are immutable once they were handed over: whoever
 // wants another Config builds a new one, sharing what did not change. The

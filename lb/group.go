@@ -149,7 +149,7 @@ func (c *compilation) check(h HealthCheck) namedCheck {
 	n, known := c.checks[h]
 	if !known {
 		n = namedCheck{HealthCheck: h, id: h.ID()}
-		n.Spec = h.Spec.WithDefaults()
+		n.Spec = h.WithDefaults()
 		c.checks[h] = n
 	}
 	return n

@@ -81,12 +81,10 @@ func (r *jsonReader) describe() string {
 		return "a broken text"
 	}
 	end := bytes.IndexAny(rest, " \t\r\n,:]}\"")
-	if end <= 0 {
-		end = min(len(rest), 1)
-		if len(rest) > 1 && bytes.IndexAny(rest, " \t\r\n,:]}\"") < 0 {
-			end = len(rest)
-		}
+	if end < 0 {
+		end = len(rest)
 	}
+	end = max(end, 1)
 	const most = 32
 	return strings.ToValidUTF8(string(rest[:min(end, most)]), "\ufffd")
 }
@@ -327,7 +325,7 @@ func codeUnit(b []byte) (rune, bool) {
 		if d < 0 || c < '0' {
 			return 0, false
 		}
-		v = v<<4 | rune(d)
+		v = v<<4 | rune(d) //nolint:gosec // d is below 16
 	}
 	return v, true
 }

@@ -270,7 +270,7 @@ func (v *validation) members(l LoadBalancer) {
 func (v *validation) healthCheck(h HealthCheck) {
 	faults, known := v.specs[h.Spec]
 	if !known {
-		faults = h.Spec.Validate()
+		faults = h.Validate()
 		v.specs[h.Spec] = faults
 	}
 	for _, fault := range faults {

@@ -279,16 +279,18 @@ func TestCheckIDIsTheSameForEqualChecksOnly(t *testing.T) {
 			}
 		}
 	}
-	effective := func(h lb.HealthCheck) lb.HealthCheck {
-		h.Spec = h.Spec.WithDefaults()
-		return h
-	}
-	for _, a := range checks {
-		for _, b := range checks {
-			if same, equal := a.ID() == b.ID(), effective(a) == effective(b); same != equal {
-				t.Errorf("%+v and %+v are equal: %t; got IDs %q and %q", a, b, equal, a.ID(), b.ID())
-			}
+	byID := map[lb.CheckID]lb.HealthCheck{}
+	byCheck := map[lb.HealthCheck]lb.CheckID{}
+	for _, h := range checks {
+		id := h.ID()
+		h.Spec = h.WithDefaults()
+		if other, known := byID[id]; known && other != h {
+			t.Errorf("%+v and %+v are not equal, and both have the ID %q", h, other, id)
 		}
+		if other, known := byCheck[h]; known && other != id {
+			t.Errorf("%+v has the IDs %q and %q", h, id, other)
+		}
+		byID[id], byCheck[h] = h, id
 	}
 	if got, want := (lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.HTTP}, Port: 10256}).ID(), lb.CheckID("http:10256/healthz"); got != want {
 		t.Errorf("ID: got %q; want %q", got, want)
