@@ -55,7 +55,9 @@ type cluster struct {
 
 	stats clusterStats
 
-	faults map[lb.UID]string // told in the log; belongs to the loop
+	// Told in the log; these belong to the loop.
+	faults     map[lb.UID]string
+	nodeFaults map[lb.NodeName]string
 }
 
 // clusterStats count what the metrics tell of a cluster.

@@ -76,7 +76,7 @@ func (c *cluster) logStatuses(now map[lb.UID]lb.LoadBalancerStatus) {
 		}
 		details := make([]string, len(s.Problems))
 		for i, p := range s.Problems {
-			details[i] = strings.TrimPrefix(p.Field+": "+p.Detail, ": ")
+			details[i] = problemText(p)
 		}
 		faults[uid] = strings.Join(details, "; ")
 		if c.faults[uid] == faults[uid] {

@@ -25,6 +25,8 @@ type loop struct {
 	out    lb.Outcome
 	odd    map[lb.Owner]lb.LoadBalancerStatus // those that were left out
 
+	banned map[lb.Cluster]map[lb.CheckID]map[lb.NodeName]lb.MemberStatus // nodes that must not be used
+
 	refused map[lb.Frontend]error
 	announcing
 	trouble bool // something has to be tried again soon
@@ -99,6 +101,7 @@ func (l *loop) compile(held map[lb.Cluster]*held, s survey) {
 		}
 	}
 	l.held, l.health = held, s.health
+	l.ban(in.Configs)
 	if !agreed { // probes were faster than we are
 		l.health = nil
 		l.kick()
@@ -122,7 +125,11 @@ func (l *loop) follow(s survey) {
 	clear(l.seeds) // the checker has them now, and knows better from here on
 	l.pending = s.pending
 	for name, c := range l.clusters {
-		c.status.setMembers(s.status[name])
+		members := s.status[name]
+		if banned := l.banned[name]; len(banned) > 0 {
+			members = withBanned(members, banned)
+		}
+		c.status.setMembers(members)
 	}
 	l.logHealth(s)
 }

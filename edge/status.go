@@ -120,9 +120,11 @@ func (s *statusLog) setMembers(now map[lb.CheckID]map[lb.NodeName]lb.MemberStatu
 }
 
 // sameMember tells whether two statuses say the same to a reader. Texts of
-// errors differ from probe to probe, and that alone is no news.
+// probes' errors differ from probe to probe, and that alone is no news; a text
+// without a reason is not from a probe.
 func sameMember(a, b lb.MemberStatus) bool {
-	return a.State == b.State && a.Dead == b.Dead && a.Reason == b.Reason && a.Substitute == b.Substitute
+	return a.State == b.State && a.Dead == b.Dead && a.Reason == b.Reason && a.Substitute == b.Substitute &&
+		(a.Reason != "" || a.Error == b.Error)
 }
 
 // replaceAll brings entries to what now says at a version. It returns how many
