@@ -194,22 +194,31 @@ func (c *cluster) place(o runtime.Object) (kubetesting.ObjectTracker, schema.Gro
 
 // stored returns the object as its tracker keeps it.
 func (c *cluster) stored(o runtime.Object) runtime.Object {
-	var kind string
-	switch o.(type) {
+	switch o := o.(type) {
 	case *v1alpha1.AddressPool:
-		kind = v1alpha1.AddressPoolKind
+		u, _ := toUnstructured(c.t, o)
+		return u
 	case *v1alpha1.Edge:
-		kind = v1alpha1.EdgeKind
-	default:
-		return o
+		u, _ := toUnstructured(c.t, o)
+		return u
+	}
+	return o
+}
+
+// toUnstructured makes of one of our types what the dynamic client takes.
+func toUnstructured(t *testing.T, o metav1.Object) (*unstructured.Unstructured, schema.GroupVersionResource) {
+	t.Helper()
+	kind, gvr := v1alpha1.EdgeKind, v1alpha1.EdgeResource
+	if _, ok := o.(*v1alpha1.AddressPool); ok {
+		kind, gvr = v1alpha1.AddressPoolKind, v1alpha1.AddressPoolResource
 	}
 	m, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
 	u := &unstructured.Unstructured{Object: m}
 	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind(kind))
-	return u
+	return u, gvr
 }
 
 // add creates an object.
@@ -363,13 +372,15 @@ func (c *cluster) written() []string {
 func (c *cluster) addEdge(name string, labels map[string]string) *lbtest.FakeBalancer {
 	c.t.Helper()
 	b := lbtest.NewFakeBalancer(name)
-	endpoint := "https://" + name + ":9440"
-	c.edges[endpoint] = b
-	c.add(&v1alpha1.Edge{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
-		Spec:       v1alpha1.EdgeSpec{Endpoint: endpoint},
-	})
+	e := testEdge(name)
+	e.Labels = labels
+	c.edges[e.Spec.Endpoint] = b
+	c.add(e)
 	return b
+}
+
+func testEdge(name string) *v1alpha1.Edge {
+	return &v1alpha1.Edge{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.EdgeSpec{Endpoint: "https://" + name + ":9440"}}
 }
 
 // testPool makes a pool of these addresses.

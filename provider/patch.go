@@ -100,7 +100,10 @@ func (p *servicePatch) tell(c condition) {
 	case c.status == metav1.ConditionFalse && c.reason != ReasonNoAddress,
 		c.reason == ReasonDegraded, c.reason == ReasonAnnotationsIgnored:
 		p.problem = true
-		p.events = append(p.events, Event{v1.EventTypeWarning, c.reason, c.message})
+		e := Event{v1.EventTypeWarning, c.reason, c.message}
+		if !slices.Contains(p.events, e) {
+			p.events = append(p.events, e)
+		}
 	case c.reason == ReasonProgrammed:
 		p.events = append(p.events, Event{v1.EventTypeNormal, c.reason, c.message})
 	}

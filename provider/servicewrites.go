@@ -99,7 +99,9 @@ func (r *round) describe(s *subject, p *servicePatch) {
 		if h, ok := r.healthOf(s); ok {
 			conditions = append(conditions, h)
 		}
-		conditions = append(conditions, reachable())
+		if len(s.served) > 0 || recording {
+			conditions = append(conditions, reachable())
+		}
 	}
 	published := s.served
 	if recording {

@@ -1,0 +1,294 @@
+package provider
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	kubetesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/yaml"
+
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/lbtest"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// epoch is when everything in pure tests happens.
+var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// simulation lets a decider decide again and again, with everything that it
+// writes coming true.
+type simulation struct {
+	t       *testing.T
+	world   World
+	slices  map[string][]*discoveryv1.EndpointSlice
+	decider *decider
+	version int
+	events  []string
+	wanted  map[string]Wanted
+	sick    map[lb.NodeName]healthcheck.State
+}
+
+func newSimulation(t *testing.T) *simulation {
+	s := &simulation{t: t, decider: newDecider(), slices: map[string][]*discoveryv1.EndpointSlice{}, sick: map[lb.NodeName]healthcheck.State{}}
+	s.world = World{
+		Now: epoch, Controllers: Controllers{Stock: true, Class: true},
+		Namespaces: map[string]labels.Set{"default": {v1.LabelMetadataName: "default"}}, Fleet: map[string]EdgeState{},
+		Endpoints: func(ns, name string) Endpoints { return ReadEndpoints(s.slices[ns+"/"+name]) },
+	}
+	return s
+}
+
+// read adds the objects of a YAML stream.
+func (s *simulation) read(stream []byte) {
+	s.t.Helper()
+	for i, doc := range bytes.Split(stream, []byte("\n---\n")) {
+		var m struct {
+			metav1.TypeMeta `json:",inline"`
+		}
+		if err := yaml.Unmarshal(doc, &m); err != nil {
+			s.t.Fatalf("document %d: %v", i, err)
+		}
+		into := func(o metav1.Object) {
+			if err := yaml.UnmarshalStrict(doc, o); err != nil {
+				s.t.Fatalf("document %d: %v", i, err)
+			}
+			s.stamp(o, i)
+		}
+		switch m.Kind {
+		case "Service":
+			o := &v1.Service{}
+			into(o)
+			s.world.Services = append(s.world.Services, o)
+		case "Node":
+			o := &v1.Node{}
+			into(o)
+			s.world.Nodes = append(s.world.Nodes, o)
+		case "EndpointSlice":
+			o := &discoveryv1.EndpointSlice{}
+			into(o)
+			key := o.Namespace + "/" + o.Labels[discoveryv1.LabelServiceName]
+			s.slices[key] = append(s.slices[key], o)
+		case "AddressPool":
+			o := &v1alpha1.AddressPool{}
+			into(o)
+			s.world.Pools = append(s.world.Pools, o)
+		case "Edge":
+			o := &v1alpha1.Edge{}
+			into(o)
+			s.world.Edges = append(s.world.Edges, o)
+		default:
+			s.t.Fatalf("document %d: kind %q is not known here", i, m.Kind)
+		}
+	}
+}
+
+// stamp fills in what an API server would.
+func (s *simulation) stamp(o metav1.Object, i int) {
+	if o.GetUID() == "" {
+		o.SetUID(types.UID("uid-" + o.GetName()))
+	}
+	if o.GetNamespace() == "" {
+		switch o.(type) {
+		case *v1.Service, *discoveryv1.EndpointSlice:
+			o.SetNamespace("default")
+		}
+	}
+	if ts := o.GetCreationTimestamp(); ts.IsZero() {
+		o.SetCreationTimestamp(metav1.NewTime(epoch.Add(time.Duration(i-1000) * time.Second)))
+	}
+	s.version++
+	o.SetResourceVersion(fmt.Sprint(s.version))
+}
+
+// round decides once and lets everything come true. It says whether anything
+// was written.
+func (s *simulation) round() bool {
+	s.t.Helper()
+	d := s.decider.decide(s.world)
+	s.wanted = d.Wanted
+	for _, t := range slices.SortedFunc(maps.Keys(d.Writes), func(a, b Target) int { return strings.Compare(a.String(), b.String()) }) {
+		s.write(t, d.Writes[t])
+	}
+	for name, w := range d.Wanted {
+		s.world.Fleet[name] = s.serve(name, w)
+	}
+	return len(d.Writes) > 0
+}
+
+// settle decides until nothing is left to write.
+func (s *simulation) settle() {
+	s.t.Helper()
+	for range 10 {
+		s.world.Now = s.world.Now.Add(10 * time.Second)
+		if !s.round() {
+			return
+		}
+	}
+	s.t.Error("after ten rounds there is still something to write")
+}
+
+func (s *simulation) write(t Target, w Write) {
+	s.t.Helper()
+	for _, e := range w.Events {
+		s.events = append(s.events, fmt.Sprintf("%s %s %s: %s", t.Name, e.Type, e.Reason, e.Message))
+	}
+	s.version++
+	switch t.Kind {
+	case ServiceKind:
+		replace(s.t, s.world.Services, t, w, s.version)
+	case PoolKind:
+		replace(s.t, s.world.Pools, t, w, s.version)
+	case EdgeKind:
+		replace(s.t, s.world.Edges, t, w, s.version)
+	}
+}
+
+// replace applies a write to the object that it is for.
+func replace[T object](t *testing.T, objects []T, target Target, w Write, version int) {
+	t.Helper()
+	for i, o := range objects {
+		m := accessor(o)
+		if m.GetName() != target.Name || m.GetNamespace() != target.Namespace {
+			continue
+		}
+		after, err := applyPatch(o, kubetesting.PatchActionImpl{PatchType: w.Type, Patch: w.Patch})
+		if err != nil {
+			t.Fatalf("write to %s: %v: %s", target, err, w.Patch)
+		}
+		if err := validConditions(after); err != nil {
+			t.Errorf("write to %s: %v", target, err)
+		}
+		accessor(after).SetResourceVersion(fmt.Sprint(version))
+		objects[i] = after.(T)
+		return
+	}
+	t.Errorf("write to %s, which is not there", target)
+}
+
+// serve is an edge that serves what is right and what it can.
+func (s *simulation) serve(name string, w Wanted) EdgeState {
+	info, err := lbtest.NewFakeBalancer(name).Info(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	st := EdgeState{
+		Name: name, Connected: true, Since: epoch, Info: info, Known: true, Holds: w.Config, Desired: w.Config.Revision,
+		Status: lb.Status{
+			Cursor: "1", Revision: w.Config.Revision, Durable: true,
+			LoadBalancers: map[lb.UID]lb.LoadBalancerStatus{}, Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{},
+		},
+		Withheld: map[lb.UID]lb.Problem{},
+	}
+	wrong := map[lb.UID][]lb.Problem{}
+	for _, c := range w.Config.Validate() {
+		wrong[c.LoadBalancer] = append(wrong[c.LoadBalancer], c.Problem)
+	}
+	for uid, l := range w.Config.LoadBalancers {
+		if lacking := l.Lacking(info.Capabilities); len(lacking) > 0 {
+			st.Withheld[uid] = lb.Problem{Type: "unsupported", Detail: fmt.Sprintf("the edge lacks %v", lacking)}
+			continue
+		}
+		st.Status.LoadBalancers[uid] = lb.LoadBalancerStatus{Applied: len(wrong[uid]) == 0, Problems: wrong[uid]}
+		check := l.HealthCheck.ID()
+		if st.Status.Checks[check] == nil {
+			st.Status.Checks[check] = map[lb.NodeName]lb.MemberStatus{}
+		}
+		for node := range w.Config.Pools[l.Pool] {
+			state, ok := s.sick[node]
+			if !ok {
+				state = healthcheck.Up
+			}
+			st.Status.Checks[check][node] = lb.MemberStatus{State: state, Since: epoch}
+		}
+	}
+	return st
+}
+
+// describe writes down everything that came of it.
+func (s *simulation) describe() []txtar.File {
+	s.t.Helper()
+	var files []txtar.File
+	for _, name := range sortedNames(s.wanted) {
+		c := s.wanted[name].Config
+		c.Revision = 0
+		data, err := json.Marshal(c)
+		if err == nil {
+			data, err = yaml.JSONToYAML(data)
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		files = append(files, txtar.File{Name: "edge " + name, Data: data})
+	}
+	for _, svc := range s.world.Services {
+		var b bytes.Buffer
+		for _, name := range sortedNames(svc.Annotations) {
+			if slices.Contains(recordedAnnotations, Annotation(name)) {
+				fmt.Fprintf(&b, "%s: %s\n", name, svc.Annotations[name])
+			}
+		}
+		fmt.Fprintf(&b, "finalizers: %v\ningress: %s\n", svc.Finalizers, told(svc))
+		for _, c := range svc.Status.Conditions {
+			fmt.Fprintf(&b, "%s %s %s\n    %s\n", c.Type, c.Status, c.Reason, c.Message)
+		}
+		files = append(files, txtar.File{Name: "service " + svc.Name, Data: b.Bytes()})
+	}
+	if len(s.events) > 0 {
+		files = append(files, txtar.File{Name: "events", Data: []byte(strings.Join(s.events, "\n") + "\n")})
+	}
+	return files
+}
+
+// TestGolden lets Services, nodes and endpoints come true and compares what
+// edges are told and what Services say. Run it with -update to rewrite the
+// files, and read the difference.
+func TestGolden(t *testing.T) {
+	paths, err := filepath.Glob("testdata/golden/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("found %d golden files: %v", len(paths), err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := newSimulation(t)
+			s.read(archive.Files[0].Data)
+			s.settle()
+			got := txtar.Format(&txtar.Archive{Comment: archive.Comment, Files: append(archive.Files[:1:1], s.describe()...)})
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if *update {
+				if err := os.WriteFile(path, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("%s is not what comes of it (-want +got):\n%s", path, diff)
+			}
+		})
+	}
+}
