@@ -112,10 +112,11 @@ type Edge struct {
 	lock       *os.File      // of the state directory
 	healthPath string
 
-	hints    atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
-	registry *prometheus.Registry
-	ready    atomic.Bool // the first table is in force
-	stats    stats
+	hints     atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
+	registry  *prometheus.Registry
+	maxSeries int
+	ready     atomic.Bool // the first table is in force
+	stats     stats
 }
 
 // New reads the state directory, which it makes and locks, and returns an edge
@@ -134,9 +135,10 @@ func New(o Options) (*Edge, error) {
 		drainTimeout: o.DrainTimeout, applyTimeout: applyTimeout, log: o.Log,
 		clusters: make(map[lb.Cluster]*cluster, len(o.Clusters)),
 		kicks:    make(chan struct{}, 1),
+		registry: prometheus.NewRegistry(), stats: newStats(), maxSeries: maxSeries,
 	}
 	e.hints.Store(newHints(nil))
-	e.registry = newRegistry(e)
+	e.register(e.registry)
 	if err := e.open(o.StateDir); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

@@ -15,17 +15,14 @@ import (
 // may have. Beyond it the rest is left out and eclusa_edge_metrics_truncated is 1.
 const maxSeries = 200_000
 
-// newRegistry returns a registry with the metrics of the edge, the process and
-// the Go runtime.
-func newRegistry(e *Edge) *prometheus.Registry {
-	r := prometheus.NewPedanticRegistry()
+// register adds the metrics of the edge, the process and the Go runtime.
+func (e *Edge) register(r prometheus.Registerer) {
 	r.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collector{e},
-		e.stats.applySeconds(),
+		e.stats.apply,
 	)
-	return r
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -95,7 +92,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect sends the metrics.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
-	s := sink{ch: ch}
+	s := sink{ch: ch, most: c.e.maxSeries}
 	s.gauge(descBuild, 1, c.e.info.Version, c.e.info.Engine, runtime.Version())
 	c.collectLoop(&s)
 	c.collectProbes(&s)
@@ -109,7 +106,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 // sink makes metrics.
 type sink struct {
 	ch        chan<- prometheus.Metric
-	series    int  // those that are limited
+	series    int // those that are limited
+	most      int
 	truncated bool // some were left out
 }
 
@@ -123,7 +121,7 @@ func (s *sink) counter(d *prometheus.Desc, v uint64, labels ...string) {
 
 // room tells whether n more limited series may be sent, and counts them.
 func (s *sink) room(n int) bool {
-	if s.series+n > maxSeries {
+	if s.series+n > s.most {
 		s.truncated = true
 		return false
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
@@ -67,7 +68,9 @@ eclusa_edge_config_revision{cluster="prod"} 1
 eclusa_edge_state_saved{cluster="dev"} 1
 eclusa_edge_state_saved{cluster="prod"} 1
 `
-		err := testutil.GatherAndCompare(b.edge.Registry(), strings.NewReader(want),
+		pedantic := prometheus.NewPedanticRegistry()
+		b.edge.register(pedantic)
+		err := testutil.GatherAndCompare(pedantic, strings.NewReader(want),
 			"eclusa_edge_check_up", "eclusa_edge_check_state", "eclusa_edge_connections_total", "eclusa_edge_connections_refused_total",
 			"eclusa_edge_member_bytes_total", "eclusa_edge_load_balancers", "eclusa_edge_config_revision", "eclusa_edge_state_saved")
 		if err != nil {
@@ -87,7 +90,8 @@ eclusa_edge_state_saved{cluster="prod"} 1
 func TestSeriesAreBounded(t *testing.T) {
 	b := newRig(t)
 	var many []lb.RouteCounters
-	for i := range maxSeries / 5 {
+	b.edge.maxSeries = 1000
+	for i := range b.edge.maxSeries / 5 {
 		c := counted("192.0.0.1", lb.NodeName(fmt.Sprint("n", i)))
 		c.Name = fmt.Sprint("default/s", i)
 		many = append(many, c)
@@ -99,8 +103,8 @@ func TestSeriesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n > maxSeries || n < maxSeries-10 {
-		t.Errorf("series: got %d; want at most %d and nearly as many", n, maxSeries)
+	if n > b.edge.maxSeries || n < b.edge.maxSeries-10 {
+		t.Errorf("series: got %d; want at most %d and nearly as many", n, b.edge.maxSeries)
 	}
 	want := "# HELP eclusa_edge_metrics_truncated Whether series of load balancers were left out because there are too many.\n# TYPE eclusa_edge_metrics_truncated gauge\neclusa_edge_metrics_truncated 1\n"
 	if err := testutil.GatherAndCompare(b.edge.Registry(), strings.NewReader(want), "eclusa_edge_metrics_truncated"); err != nil {

@@ -26,14 +26,12 @@ type stats struct {
 	figures
 }
 
-// applySeconds returns the histogram of how long a table takes.
-func (s *stats) applySeconds() prometheus.Collector {
-	s.apply = prometheus.NewHistogram(prometheus.HistogramOpts{
+func newStats() stats {
+	return stats{apply: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "eclusa_edge_apply_seconds",
 		Help:    "Time from a change to the table being in force: compiling, engine, announcing.",
 		Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8),
-	})
-	return s.apply
+	})}
 }
 
 // beat notes that the loop is alive.

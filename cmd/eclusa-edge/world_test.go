@@ -140,6 +140,16 @@ func (w *world) up(name string, addrs ...string) {
 	w.must(netlink.LinkSetUp(l))
 }
 
+// unaddress takes an address away: whoever had it is gone without a word.
+func (w *world) unaddress(name, addr string) {
+	w.t.Helper()
+	l, err := netlink.LinkByName(name)
+	w.must(err)
+	a, err := netlink.ParseAddr(addr)
+	w.must(err)
+	w.must(netlink.AddrDel(l, a))
+}
+
 func (w *world) must(err error) {
 	w.t.Helper()
 	if err != nil {
@@ -236,14 +246,19 @@ func (w *world) pki() {
 		{"pki", "cluster", "--dir", w.dir, "--name", "dev"},
 		{"pki", "cluster", "--dir", w.dir, "--name", "stranger"},
 	} {
-		c := newCommand()
-		c.SetArgs(args)
-		c.SetOut(io.Discard)
-		c.SetErr(io.Discard)
-		if err := c.Execute(); err != nil {
+		if err := execute(args...); err != nil {
 			w.t.Fatalf("eclusa-edge %s: %v", strings.Join(args, " "), err)
 		}
 	}
+}
+
+// execute runs a command of the program within this process.
+func execute(args ...string) error {
+	c := newCommand()
+	c.SetArgs(args)
+	c.SetOut(io.Discard)
+	c.SetErr(io.Discard)
+	return c.Execute()
 }
 
 const edgeYAML = `
@@ -326,14 +341,37 @@ func (w *world) client(holder string, cluster lb.Cluster) *rest.Client {
 	w.t.Helper()
 	cert, err := tls.LoadX509KeyPair(filepath.Join(w.dir, holder+".crt"), filepath.Join(w.dir, holder+".key"))
 	w.must(err)
+	roots := w.roots()
+	c, err := rest.NewClient(rest.ClientOptions{
+		Endpoint: "https://" + apiAddr, ServerName: "edge-1", Cluster: cluster, Timeout: 5 * time.Second,
+		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
+		RootCAs:     func() (*x509.CertPool, error) { return roots, nil },
+	})
+	w.must(err)
+	w.t.Cleanup(c.Close)
+	return c
+}
+
+// raw returns an HTTP client with the certificate of holder, for requests that
+// the real client would not send.
+func (w *world) raw(holder string) *http.Client {
+	w.t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(w.dir, holder+".crt"), filepath.Join(w.dir, holder+".key"))
+	w.must(err)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{
+		Certificates: []tls.Certificate{cert}, RootCAs: w.roots(), ServerName: "edge-1",
+	}}
+	w.t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+func (w *world) roots() *x509.CertPool {
+	w.t.Helper()
 	ca, err := os.ReadFile(filepath.Join(w.dir, "ca.crt"))
 	w.must(err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	c, err := rest.NewClient(clientOptions(cluster, cert, roots))
-	w.must(err)
-	w.t.Cleanup(c.Close)
-	return c
+	return roots
 }
 
 func (w *world) claim(c lb.Balancer, transitions int64) lb.Epoch {
@@ -346,7 +384,7 @@ func (w *world) claim(c lb.Balancer, transitions int64) lb.Epoch {
 }
 
 // service is a configuration with one load balancer in front of three nodes.
-func service(revision uint64) lb.Config {
+func service(revision uint64, changes ...func(*lb.LoadBalancer)) lb.Config {
 	node := func(a string) lb.Node { return lb.Node{Addresses: []netip.Addr{netip.MustParseAddr(a)}} }
 	c := lb.Config{
 		Revision: revision,
@@ -359,14 +397,9 @@ func service(revision uint64) lb.Config {
 	}
 	l := c.LoadBalancers["u1"]
 	l.HealthCheck.Protocol, l.HealthCheck.Port = "http", 10256
+	for _, change := range changes {
+		change(&l)
+	}
 	c.LoadBalancers["u1"] = l
 	return c
-}
-
-func clientOptions(cluster lb.Cluster, cert tls.Certificate, roots *x509.CertPool) rest.ClientOptions {
-	return rest.ClientOptions{
-		Endpoint: "https://" + apiAddr, ServerName: "edge-1", Cluster: cluster,
-		Certificate: func() (*tls.Certificate, error) { return &cert, nil },
-		RootCAs:     func() (*x509.CertPool, error) { return roots, nil },
-	}
 }
