@@ -102,23 +102,29 @@ func buildProgram(ctx context.Context, n *narrator, module, version, dir string,
 	flags := "-s -w" +
 		" -X k8s.io/component-base/version.gitVersion=" + version +
 		" -X k8s.io/client-go/pkg/version.gitVersion=" + version
-	cmd := goCommand(ctx, module, "build", "-v", "-ldflags", flags, "-o", tmp, p.pkg)
+	cmd := static(goCommand(ctx, module, "build", "-v", "-ldflags", flags, "-o", tmp, p.pkg))
 	if err := runCompiler(n, cmd, p.name); err != nil {
 		return err
 	}
 	return os.Rename(tmp, filepath.Join(dir, p.name))
 }
 
-// goCommand is the go tool with the one set of settings of the lab: another
-// would compile every package a second time.
+// goCommand is the go tool with settings that do not depend on who calls it.
 func goCommand(ctx context.Context, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOOS=linux", "GOFLAGS=-mod=readonly -buildvcs=false")
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOOS=linux", "GOFLAGS=-mod=readonly -buildvcs=false")
 	// The compiler's processes go with the go tool.
 	cmd.SysProcAttr = processGroup
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// static makes the command build programs that need no library. Packages that
+// were compiled without it are compiled a second time.
+func static(cmd *exec.Cmd) *exec.Cmd {
+	cmd.Env = append(cmd.Env, "CGO_ENABLED=0")
 	return cmd
 }
 

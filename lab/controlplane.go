@@ -96,6 +96,10 @@ func (l *Lab) apiserverArgs() []string {
 		"--kubelet-client-certificate=" + l.pki("kube-apiserver-kubelet.crt"),
 		"--kubelet-client-key=" + l.pki("kube-apiserver-kubelet.key"),
 		"--kubelet-preferred-address-types=InternalIP",
+		"--requestheader-client-ca-file=" + l.pki("front-proxy/ca.crt"),
+		"--requestheader-username-headers=X-Remote-User",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-signing-key-file=" + l.pki("service-account.key"),
 		"--service-account-key-file=" + l.pki("service-account.key"),
@@ -129,6 +133,16 @@ func (l *Lab) managerArgs() []string {
 func (l *Lab) configure() error {
 	ca, err := newAuthority(l.path("pki"))
 	if err != nil {
+		return err
+	}
+	// The API server signs with it what service accounts identify themselves
+	// with.
+	if _, err := ca.newKey("service-account"); err != nil {
+		return err
+	}
+	// Nobody has a certificate of it: no API server stands behind this one.
+	// Those who ask for its name must find one all the same.
+	if _, err := newAuthority(l.pki("front-proxy")); err != nil {
 		return err
 	}
 	service, err := firstAddr(l.Options.ServiceCIDR)

@@ -161,7 +161,7 @@ func (l *Lab) startEdges(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	l.say("%d edges are ready", len(l.Edges))
+	l.say("%s ready", count(len(l.Edges), "edge is", "edges are"))
 	return nil
 }
 

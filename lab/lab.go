@@ -143,7 +143,9 @@ func prepare(ctx context.Context, o Options, n *narrator, programs string) (*Lab
 var contents = []string{"bin", "etcd", "host", "image", "kubectl", "kubeconfig", "log", "pki", "config", "eclusa", stateFile}
 
 func (l *Lab) up(ctx context.Context) error {
-	l.say("lab %q: %d nodes, %d edges, %d clients, in %s", l.Options.Name, l.Options.Nodes, l.Options.Edges, l.Options.Clients, l.Options.Dir)
+	o := l.Options
+	l.say("lab %q in %s: %s, %s, %s", o.Name, o.Dir,
+		count(o.Nodes, "node", "nodes"), count(o.Edges, "edge", "edges"), count(o.Clients, "client", "clients"))
 	if err := l.makeHosts(); err != nil {
 		return err
 	}
@@ -153,10 +155,13 @@ func (l *Lab) up(ctx context.Context) error {
 	if err := l.startCluster(ctx); err != nil {
 		return err
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.startNodes(ctx) })
 	if !l.Options.NoEclusa {
-		if err := l.startEclusa(ctx); err != nil {
-			return err
-		}
+		g.Go(func() error { return l.startEclusa(ctx) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	return l.save()
 }
@@ -177,7 +182,7 @@ func (l *Lab) makeHosts() error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	l.say("%d hosts and their network are there", len(l.Hosts()))
+	l.say("their hosts and the network are there")
 	return l.routePods()
 }
 

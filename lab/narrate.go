@@ -28,3 +28,11 @@ func (n *narrator) say(format string, args ...any) {
 	// A narration that cannot be written must not stop the lab.
 	_, _ = fmt.Fprintf(n.w, "%6.1fs  %s\n", time.Since(n.start).Seconds(), fmt.Sprintf(format, args...))
 }
+
+// count is a number with its noun.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}

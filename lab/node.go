@@ -144,21 +144,22 @@ func (l *Lab) register(ctx context.Context, n *Node) error {
 	return nil
 }
 
-// startCluster starts everything of Kubernetes and waits until pods can run.
+// startCluster starts the control plane, and prepares the nodes meanwhile.
 func (l *Lab) startCluster(ctx context.Context) error {
-	cp := l.ControlPlane
-	for _, p := range []*Process{cp.Etcd, cp.APIServer} {
+	for _, p := range []*Process{l.ControlPlane.Etcd, l.ControlPlane.APIServer} {
 		if err := p.Start(); err != nil {
 			return err
 		}
 	}
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.prepareNodes(ctx) })
 	g.Go(func() error { return l.prepareAPI(ctx) })
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	for _, p := range []*Process{cp.ControllerManager, cp.Scheduler} {
+	return g.Wait()
+}
+
+// startNodes starts what is left of Kubernetes and waits until pods can run.
+func (l *Lab) startNodes(ctx context.Context) error {
+	for _, p := range []*Process{l.ControlPlane.ControllerManager, l.ControlPlane.Scheduler} {
 		if err := p.Start(); err != nil {
 			return err
 		}
@@ -177,7 +178,7 @@ func (l *Lab) startCluster(ctx context.Context) error {
 		return err
 	}
 	if len(l.Nodes) > 0 {
-		l.say("%d nodes are Ready", len(l.Nodes))
+		l.say("%s Ready", count(len(l.Nodes), "node is", "nodes are"))
 	}
 	return nil
 }

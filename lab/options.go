@@ -69,7 +69,7 @@ func (o Options) defaulted() (Options, error) {
 	if !validName.MatchString(o.Name) {
 		return o, fmt.Errorf("lab name %q: want lower case letters, digits and dashes", o.Name)
 	}
-	o.Nodes, o.Edges, o.Clients = count(o.Nodes, 2), count(o.Edges, 1), count(o.Clients, 1)
+	o.Nodes, o.Edges, o.Clients = number(o.Nodes, 2), number(o.Edges, 1), number(o.Clients, 1)
 	if o.NoEclusa {
 		o.Edges = 0
 	}
@@ -116,8 +116,8 @@ func (o Options) withDir() (Options, error) {
 	return o, os.MkdirAll(o.LogDir, 0o755)
 }
 
-// count applies the rule of Options: zero is the default, negative is none.
-func count(n, byDefault int) int {
+// number applies the rule of Options: zero is the default, negative is none.
+func number(n, byDefault int) int {
 	switch {
 	case n == 0:
 		return byDefault

@@ -13,7 +13,8 @@ import (
 // processGroup keeps a terminal's Ctrl-C from reaching a child directly.
 var processGroup = &syscall.SysProcAttr{Setpgid: true}
 
-// own programs of this module that every lab needs, as package paths.
+// own are the programs of this module that every lab needs, as package paths.
+// Those of the images must be static; all use the standard library alone.
 var own = []string{"./lab/anchor", "./lab/workload", "./lab/pause"}
 
 const (
@@ -42,26 +43,34 @@ func buildOwn(ctx context.Context, n *narrator, o Options, dir string) error {
 		return err
 	}
 	defer unlock()
-	given := map[string]string{}
-	pkgs := own
+	flags := []string{"build", "-v", "-ldflags", "-s -w -X main.version=lab", "-o", kept + "/"}
+	if err := runCompiler(n, static(goCommand(ctx, src, append(flags, own...)...)), "the lab's own programs"); err != nil {
+		return fmt.Errorf("build the lab's own programs: %w", err)
+	}
+	from := map[string]string{}
+	for _, pkg := range own {
+		name := filepath.Base(pkg)
+		from[name] = filepath.Join(kept, name)
+	}
+	var pkgs []string
 	for name, file := range map[string]string{edgeProgram: o.EdgeBinary, ccmProgram: o.CCMBinary} {
 		switch {
 		case o.NoEclusa:
 		case file != "":
-			given[name] = file
+			from[name] = file
 		default:
 			pkgs = append(pkgs, "./cmd/"+name)
+			from[name] = filepath.Join(kept, name)
 		}
 	}
-	args := append([]string{"build", "-v", "-ldflags", "-s -w", "-o", kept + "/"}, pkgs...)
-	if err := runCompiler(n, goCommand(ctx, src, args...), "eclusa"); err != nil {
-		return fmt.Errorf("build eclusa: %w", err)
+	if len(pkgs) > 0 {
+		// Not static, so that they share the packages of whoever runs the
+		// lab.
+		if err := runCompiler(n, goCommand(ctx, src, append(flags, pkgs...)...), "eclusa"); err != nil {
+			return fmt.Errorf("build eclusa: %w", err)
+		}
 	}
-	for _, pkg := range pkgs {
-		name := filepath.Base(pkg)
-		given[name] = filepath.Join(kept, name)
-	}
-	for name, file := range given {
+	for name, file := range from {
 		if err := copyFile(file, filepath.Join(dir, name)); err != nil {
 			return err
 		}

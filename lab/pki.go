@@ -38,8 +38,7 @@ type identity struct {
 	addrs  []netip.Addr
 }
 
-// newAuthority makes a certificate authority, and the key that signs service
-// account tokens, in dir.
+// newAuthority makes a certificate authority in dir.
 func newAuthority(dir string) (*authority, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -56,41 +55,8 @@ func newAuthority(dir string) (*authority, error) {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
-	if a.cert, err = a.sign("ca", template, template, key.Public()); err != nil {
-		return nil, err
-	}
-	_, err = a.newKey("service-account")
+	a.cert, err = a.sign("ca", template, template, key.Public())
 	return a, err
-}
-
-// openAuthority reads back what newAuthority made.
-func openAuthority(dir string) (*authority, error) {
-	a := &authority{dir: dir}
-	cert, err := readPEM(a.file("ca.crt"))
-	if err != nil {
-		return nil, err
-	}
-	if a.cert, err = x509.ParseCertificate(cert); err != nil {
-		return nil, err
-	}
-	key, err := readPEM(a.file("ca.key"))
-	if err != nil {
-		return nil, err
-	}
-	a.key, err = x509.ParseECPrivateKey(key)
-	return a, err
-}
-
-func readPEM(name string) ([]byte, error) {
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, fmt.Errorf("%q: no PEM block", name)
-	}
-	return block.Bytes, nil
 }
 
 // issue makes a key and a certificate for id.

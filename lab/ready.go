@@ -36,7 +36,7 @@ func (l *Lab) edgesReady(ctx context.Context) error {
 			return fmt.Errorf("object Edge %q: %w", e.Name, err)
 		}
 	}
-	l.say("the cloud controller manager has taken the edges into use")
+	l.say("eclusa's cloud controller manager has taken over the edges")
 	return nil
 }
 

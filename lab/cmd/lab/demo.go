@@ -106,7 +106,7 @@ func (d *demo) expose(ctx context.Context) error {
 	}
 	d.print(fmt.Sprintf("client-1 (%s)$ curl http://%s/\n%s", d.lab.Client().Addr4, addrs[0], answer))
 	d.say("port 80 outside, node port %d at the nodes, port 8080 in the pod", lab.NodePort(s, 80))
-	return d.kubectl(ctx, "get", "edges,addresspools")
+	return nil
 }
 
 // service shows a Service as kubectl would have at that moment.
@@ -170,14 +170,17 @@ func (d *demo) killNode(ctx context.Context) error {
 	}
 	died := time.Now()
 	d.say("%s is cut off: no goodbye, its packets just vanish", victim.Name)
-	if err := d.sleep(ctx, 5*time.Second); err != nil {
+	if err := d.sleep(ctx, 6*time.Second); err != nil {
 		return err
 	}
 	r := traffic.Report()
 	d.report(r)
-	d.say("%s gave its last answer %.2f s after its death; what Kubernetes knows of it by now:",
+	d.say("%s gave its last answer %.2f s after its death; what Kubernetes knows of it by now, and what eclusa knows:",
 		victim.Name, max(0, r.Last[victim.Name].Sub(died).Seconds()))
-	if err := d.kubectl(ctx, "get", "nodes", "-o", "custom-columns=NODE:.metadata.name,READY:.status.conditions[?(@.type=='Ready')].status"); err != nil {
+	if err := d.kubectl(ctx, "get", "nodes"); err != nil {
+		return err
+	}
+	if err := d.kubectl(ctx, "get", "edges"); err != nil {
 		return err
 	}
 	before := r.Nodes[victim.Name]
