@@ -241,8 +241,8 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 		w.must(execute(args...))
 	}
 	c.Close()
+	renewed := w.client("prod", "prod")
 	w.eventually(5*time.Second, func() error {
-		renewed := w.client("prod", "prod")
 		_, err := renewed.Set(t.Context(), lb.Write{Epoch: epoch, Config: service(2)})
 		return err
 	})
@@ -251,6 +251,11 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 	}
 	// Files that cannot be used leave what is in use alone.
 	w.must(os.WriteFile(filepath.Join(w.dir, "edge-1.crt"), []byte("rubbish"), 0o600))
-	time.Sleep(1100 * time.Millisecond) // poll: the files are looked at once a second
-	w.set(w.client("prod", "prod"), epoch, service(3))
+	for start := time.Now(); time.Since(start) < lookInterval+200*time.Millisecond; {
+		if _, err := renewed.Info(t.Context()); err != nil {
+			t.Fatalf("with a rubbish certificate in the file: %v", err)
+		}
+		renewed.Close()                   // the next call needs a handshake
+		time.Sleep(20 * time.Millisecond) // poll
+	}
 }

@@ -70,6 +70,7 @@ func TestMain(m *testing.M) {
 type world struct {
 	t     *testing.T
 	dir   string
+	yaml  string // of the edge; DIR stands for dir
 	nodes netns.NsHandle
 	home  netns.NsHandle
 }
@@ -90,7 +91,7 @@ func newWorld(t *testing.T) *world {
 		}
 		t.Skip("no network namespace: it needs root, or user namespaces")
 	}
-	w := &world{t: t, dir: t.TempDir()}
+	w := &world{t: t, dir: t.TempDir(), yaml: edgeYAML}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var err error
@@ -275,7 +276,7 @@ drainTimeout: 2s
 func (w *world) config() string {
 	w.t.Helper()
 	path := filepath.Join(w.dir, "edge.yaml")
-	w.must(os.WriteFile(path, []byte(strings.ReplaceAll(edgeYAML, "DIR", w.dir)), 0o600))
+	w.must(os.WriteFile(path, []byte(strings.ReplaceAll(w.yaml, "DIR", w.dir)), 0o600))
 	return path
 }
 
