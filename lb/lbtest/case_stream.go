@@ -218,6 +218,9 @@ func resetPasses(r *rig) {
 		}
 		_, err := c.Read(b)
 		m.seen <- fmt.Sprint(errors.Is(err, syscall.ECONNRESET))
+		if err == io.EOF {
+			<-r.done // stays open, silently
+		}
 	})...)
 	r.set()
 	c := r.raw(s)
@@ -234,6 +237,16 @@ func resetPasses(r *rig) {
 	_ = c.SetLinger(0)
 	c.Close()
 	r.saw("true")
+
+	// The client has ended its direction, so only the reset itself tells that it is
+	// gone: nobody reads from it any more, and nobody writes.
+	c = r.raw(s)
+	_, _ = c.Write([]byte("x"))
+	_ = c.CloseWrite()
+	r.saw("false")
+	_ = c.SetLinger(0)
+	c.Close()
+	r.eventually("nothing is left of the connections", func() bool { return r.counters(s).Active == 0 })
 }
 
 // idleTimeoutTCP: a connection goes on while something moves in either direction,

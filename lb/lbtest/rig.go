@@ -35,6 +35,7 @@ type rig struct {
 	engine lb.Engine
 	family lb.Family
 	proto  lb.Protocol
+	done   chan struct{} // closed when the case is over
 
 	mu       sync.Mutex
 	services []*service

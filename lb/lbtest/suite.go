@@ -73,7 +73,7 @@ func runCase(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network, c 
 			checkLeaks(t, before)
 		}
 	})
-	r := &rig{TB: t, net: n, engine: newEngine(t), proto: proto, family: family}
+	r := &rig{TB: t, net: n, engine: newEngine(t), proto: proto, family: family, done: make(chan struct{})}
 	t.Cleanup(func() {
 		now, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -81,6 +81,7 @@ func runCase(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network, c 
 			t.Errorf("Shutdown: %v", err)
 		}
 	})
+	defer close(r.done)
 	c.run(r)
 }
 

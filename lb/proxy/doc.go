@@ -37,10 +37,11 @@
 //
 // # Refusing
 //
-// A frontend without an active member keeps its TCP port but stops listening
-// (shutdown(2) on the listening socket), and gives its UDP port back; the
+// A frontend without an active member stays bound to its TCP port but does not
+// listen (shutdown(2) on the listening socket), and gives its UDP port back; the
 // kernel then answers with a reset or an ICMP port unreachable message. Such
-// refusals are not counted, since the engine does not see them. While sessions
+// refusals are not counted, since the engine does not see them. Another program
+// may take the port meanwhile, which the Set that wants it back tells. While sessions
 // of a UDP frontend go on with draining members its port stays open, and new
 // clients get no answer.
 package proxy

@@ -36,12 +36,13 @@ type Engine struct {
 
 	mu        sync.Mutex // serializes Set and Shutdown, and guards what follows
 	loops     []*loop
-	closed    bool
-	homes     int // listeners placed so far
+	closed    bool // Shutdown was called
+	stopped   bool // the loops have ended
+	homes     int  // listeners placed so far
 	groups    map[lb.GroupID]*group
 	owners    map[lb.Owner]*owner
 	frontends map[lb.Frontend]*frontend
-	retired   []*frontend // removed ones whose connections drain
+	retired   map[retiredKey]*frontend // removed ones whose connections drain
 }
 
 var _ lb.Engine = (*Engine)(nil)
@@ -55,6 +56,7 @@ func New(o Options) *Engine {
 		groups:    make(map[lb.GroupID]*group),
 		owners:    make(map[lb.Owner]*owner),
 		frontends: make(map[lb.Frontend]*frontend),
+		retired:   make(map[retiredKey]*frontend),
 		limitLog:  throttle{interval: logEvery},
 		acceptLog: throttle{interval: logEvery},
 	}
@@ -122,7 +124,7 @@ func (e *Engine) do(work [][]func(*loop)) {
 		e.loops[i].post(func(l *loop) {
 			defer pending.Done()
 			for _, f := range fs {
-				f(l)
+				l.guard(waker{}, func() { f(l) })
 			}
 		})
 	}
@@ -159,27 +161,41 @@ func (e *Engine) Counters() []lb.RouteCounters {
 // on until ctx ends, and then resets them. It returns early when all have ended
 // by themselves.
 func (e *Engine) Shutdown(ctx context.Context) error {
+	for _, idle := range e.stopAccepting() {
+		select {
+		case <-idle:
+		case <-ctx.Done():
+		}
+	}
+	return e.stop()
+}
+
+// stopAccepting closes the listeners. It returns a channel for each loop that is
+// closed when the loop has no connection left.
+func (e *Engine) stopAccepting() []chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
 		return nil
 	}
 	e.closed = true
-	if len(e.loops) == 0 {
-		return nil
-	}
 	e.closeListeners()
 	idle := make([]chan struct{}, len(e.loops))
 	e.doAll(func(l *loop) {
 		idle[l.index] = make(chan struct{})
 		l.idle = idle[l.index]
 	})
-	for _, c := range idle {
-		select {
-		case <-c:
-		case <-ctx.Done():
-		}
+	return idle
+}
+
+// stop ends what goes on, and the loops.
+func (e *Engine) stop() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped || len(e.loops) == 0 {
+		return nil
 	}
+	e.stopped = true
 	if n := e.population.used.Load(); n > 0 {
 		e.opts.Log.Info("connections are reset, since the time to drain is over", zap.Int64("connections", n))
 	}
@@ -196,7 +212,6 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 		l.close()
 	}
 	e.spareFD.close()
-	e.frontends, e.retired, e.groups, e.owners = nil, nil, nil, nil
 	if n := e.files.used.Load(); n != 0 {
 		return errors.New("shut down the proxy: descriptors are left over")
 	}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -26,27 +27,16 @@ func newSpec(p lb.Protocol, r lb.Route, g *group) *spec {
 	return s
 }
 
-func (s *spec) equal(o *spec) bool {
-	a, b := s.Route, o.Route
-	if s.group != o.group || !samePrefixes(a.SourceRanges, b.SourceRanges) {
+// is tells whether the spec is that of the route.
+func (s *spec) is(b *lb.Route, g *group) bool {
+	a := &s.Route
+	if s.group != g || !slices.Equal(a.SourceRanges, b.SourceRanges) {
 		return false
 	}
 	return a.Owner == b.Owner && a.Name == b.Name && a.Group == b.Group && a.TargetPort == b.TargetPort &&
 		a.Algorithm == b.Algorithm && a.ProxyProtocol == b.ProxyProtocol && a.AffinityFor == b.AffinityFor &&
 		a.IdleTimeout == b.IdleTimeout && a.DrainTimeout == b.DrainTimeout &&
 		a.MaxConnections == b.MaxConnections && a.ResetDead == b.ResetDead
-}
-
-func samePrefixes(a, b []netip.Prefix) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }
 
 // allows tells whether a client's address may use the route.

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -130,12 +131,7 @@ func sameBackends(a, b []lb.Backend) bool {
 	if len(a) == 0 || &a[0] == &b[0] { // tables are immutable and share what stays
 		return true
 	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
+	return slices.Equal(a, b)
 }
 
 // serves tells whether there is a member for new connections.

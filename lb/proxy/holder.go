@@ -63,6 +63,9 @@ func (h *holders) find(id lb.Frontend) string {
 	if _, ok := h.sockets[id.Protocol]; !ok {
 		h.sockets[id.Protocol] = append(readSockets(string(id.Protocol)), readSockets(string(id.Protocol)+"6")...)
 	}
+	if time.Now().After(h.deadline) {
+		return unknown
+	}
 	want := netip.AddrPortFrom(id.Addr.Unmap(), id.Port)
 	for _, s := range h.sockets[id.Protocol] {
 		if s.local.Port() != want.Port() || s.local.Addr() != want.Addr() && !s.local.Addr().IsUnspecified() {

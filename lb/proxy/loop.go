@@ -150,7 +150,7 @@ func (l *loop) runPosts() {
 	l.inbox, l.woken = nil, false
 	l.mu.Unlock()
 	for _, f := range posts {
-		f(l)
+		l.guard(waker{}, func() { f(l) })
 	}
 }
 

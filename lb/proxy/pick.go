@@ -48,6 +48,8 @@ func (fe *frontend) look(v *view) {
 		if k := fe.links[c.memberKey]; k != nil {
 			k.member.Store(c.member)
 			k.check.Store(&c.check)
+			k.gone = false
+			k.drainAt.Store(0)
 			fe.byPos[i] = k
 		}
 	}
@@ -160,14 +162,21 @@ func (fe *frontend) least(ok func(int) bool) int {
 // member that is lost go elsewhere, and come back when it does.
 func (fe *frontend) rendezvous(client netip.Addr, ok func(int) bool) int {
 	h := hashAddr(client)
-	best, bestScore := -1, 0.0
+	best, bestScore, bestHash := -1, 0.0, uint64(0)
 	for i, c := range fe.view.candidates {
 		if !ok(i) {
 			continue
 		}
+		h := mix(h ^ c.hash)
+		if !fe.view.uneven {
+			if best < 0 || h > bestHash {
+				best, bestHash = i, h
+			}
+			continue
+		}
 		// With u uniform in (0,1), -weight/ln(u) is largest for a candidate with a
 		// probability in proportion to its weight.
-		u := (float64(mix(h^c.hash)>>11) + 0.5) / (1 << 53)
+		u := (float64(h>>11) + 0.5) / (1 << 53)
 		if score := -float64(c.weight) / math.Log(u); best < 0 || score > bestScore {
 			best, bestScore = i, score
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -27,6 +28,12 @@ type acceptor interface {
 	close(l *loop)
 	// retire takes no one new, and closes the socket with its last session.
 	retire(l *loop)
+}
+
+// retiredKey names a frontend that was removed from the table.
+type retiredKey struct {
+	id lb.Frontend
+	by lb.Owner
 }
 
 // change is the work of one Set.
@@ -125,9 +132,8 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 		used[g] = true
 		fe := c.frontend(id, r.Owner)
 		owners[r.Owner] = fe.owner
-		s, was := newSpec(id.Protocol, r, g), fe.spec.Load()
-		if was == nil || !was.equal(s) {
-			fe.spec.Store(s)
+		if was := fe.spec.Load(); was == nil || !was.is(&r, g) {
+			fe.spec.Store(newSpec(id.Protocol, r, g))
 			c.touched = append(c.touched, fe)
 		} else if c.changed[g] {
 			c.touched = append(c.touched, fe)
@@ -198,17 +204,16 @@ func (c *change) frontend(id lb.Frontend, by lb.Owner) *frontend {
 // revive takes back a frontend whose connections drain, so that those of a load
 // balancer that was gone for a moment are not cut.
 func (c *change) revive(id lb.Frontend, by lb.Owner) *frontend {
-	for i, fe := range c.e.retired {
-		if fe.id == id && fe.owner.id == by {
-			c.e.retired = slices.Delete(c.e.retired, i, i+1)
-			fe.mu.Lock()
-			fe.retired = false
-			fe.mu.Unlock()
-			c.touched = append(c.touched, fe)
-			return fe
-		}
+	fe := c.e.retired[retiredKey{id, by}]
+	if fe == nil || c.e.owners[by] != fe.owner {
+		return nil
 	}
-	return nil
+	delete(c.e.retired, retiredKey{id, by})
+	fe.mu.Lock()
+	fe.retired = false
+	fe.mu.Unlock()
+	c.touched = append(c.touched, fe)
+	return fe
 }
 
 // remove takes a frontend out of the table, and closes its socket.
@@ -223,7 +228,7 @@ func (c *change) remove(fe *frontend) {
 		fe.ln = nil
 		c.in(ln.home(), ln.close)
 	}
-	c.e.retired = append(c.e.retired, fe)
+	c.e.retired[retiredKey{fe.id, fe.owner.id}] = fe
 	c.touched = append(c.touched, fe)
 }
 
@@ -292,5 +297,5 @@ func (c *change) act(k *link, v verdict) {
 
 // forgetRetired drops removed frontends without connections. Callers hold mu.
 func (e *Engine) forgetRetired() {
-	e.retired = slices.DeleteFunc(e.retired, func(fe *frontend) bool { return fe.active.Load() == 0 })
+	maps.DeleteFunc(e.retired, func(_ retiredKey, fe *frontend) bool { return fe.active.Load() == 0 })
 }
