@@ -157,7 +157,7 @@ func tick(ctx context.Context, n *narrator, what string, done *atomic.Int64) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			n.say("building %s: %d packages compiled", what, done.Load())
+			n.say("still building %s, %d packages compiled", what, done.Load())
 		}
 	}
 }

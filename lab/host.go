@@ -35,7 +35,8 @@ func (h *Host) Alive() bool { return h.holder.Running() }
 
 // Do runs f on a thread inside the host's network namespace and returns its
 // error. Sockets that f makes stay there and may be used from anywhere
-// afterwards; goroutines that f starts do not run inside.
+// afterwards; goroutines that f starts do not run inside. f runs in a goroutine
+// of its own, so it must not end a test with t.Fatal.
 func (h *Host) Do(f func() error) error {
 	if !h.Alive() {
 		return fmt.Errorf("host %q: is down", h.Name)
