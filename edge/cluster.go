@@ -31,7 +31,8 @@ type cluster struct {
 	policy lb.Policy
 	info   lb.Info
 	log    *zap.Logger
-	kick   func() // wakes the edge's loop
+	kick   func()          // wakes the edge's loop
+	begun  <-chan struct{} // closed when there is something to tell
 	status *statusLog
 	now    func() time.Time
 
@@ -160,6 +161,14 @@ func (c *cluster) Config(ctx context.Context) (lb.Config, lb.Digest, error) {
 
 // Status returns what changed after the cursor.
 func (c *cluster) Status(ctx context.Context, after lb.Cursor) (lb.StatusDelta, error) {
+	hold := time.NewTimer(statusHold)
+	defer hold.Stop()
+	select {
+	case <-c.begun:
+	case <-hold.C:
+	case <-ctx.Done():
+		return lb.StatusDelta{}, ctx.Err()
+	}
 	return c.status.wait(ctx, after)
 }
 

@@ -15,6 +15,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -89,6 +90,9 @@ const (
 	firstWait = 600 * time.Millisecond
 	// applyTimeout bounds one round of engine and announcer.
 	applyTimeout = 30 * time.Second
+	// statusHold is how long a starting edge keeps back its first status, so that
+	// clients do not take a restart for the loss of everything.
+	statusHold = 2 * time.Second
 	// healthInterval is how often known health is saved, at most.
 	healthInterval = 5 * time.Second
 )
@@ -109,7 +113,8 @@ type Edge struct {
 
 	clusters   map[lb.Cluster]*cluster
 	kicks      chan struct{} // capacity 1
-	lock       *os.File      // of the state directory
+	begun      chan struct{} // closed after the first round of work
+	lock       io.Closer     // of the state directory
 	healthPath string
 
 	hints     atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
@@ -135,6 +140,7 @@ func New(o Options) (*Edge, error) {
 		drainTimeout: o.DrainTimeout, applyTimeout: applyTimeout, log: o.Log,
 		clusters: make(map[lb.Cluster]*cluster, len(o.Clusters)),
 		kicks:    make(chan struct{}, 1),
+		begun:    make(chan struct{}),
 		registry: prometheus.NewRegistry(), stats: newStats(), maxSeries: maxSeries,
 	}
 	e.hints.Store(newHints(nil))
@@ -145,24 +151,35 @@ func New(o Options) (*Edge, error) {
 	return e, nil
 }
 
-func (e *Edge) open(stateDir string) error {
+// Lock makes the state directory, unless it is there, and takes it for the
+// caller until the lock is closed. It fails at once if an edge runs there.
+func Lock(stateDir string) (io.Closer, error) {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
-		return fmt.Errorf("make the state directory: %w", err)
+		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
 	lock, err := lockFile(filepath.Join(stateDir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("state directory %q: another edge uses it; stop that one, or give this one a stateDir of its own", stateDir)
+		return nil, fmt.Errorf("state directory %q: another edge uses it; stop that one, or give this one a stateDir of its own", stateDir)
 	}
 	if err != nil {
-		return fmt.Errorf("lock the state directory: %w", err)
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	return lock, nil
+}
+
+func (e *Edge) open(stateDir string) error {
+	lock, err := Lock(stateDir)
+	if err != nil {
+		return err
 	}
 	e.lock = lock
 	e.healthPath = filepath.Join(stateDir, "health.json")
+	e.reportStrangers(stateDir)
 	instance := rand.Text()[:12]
 	for name, policy := range e.policies {
 		c := &cluster{
 			name: name, policy: policy, info: e.info, log: e.log.With(zap.String("cluster", string(name))),
-			kick: e.kick, status: newStatusLog(instance), now: time.Now, turn: make(chan struct{}, 1),
+			kick: e.kick, begun: e.begun, status: newStatusLog(instance), now: time.Now, turn: make(chan struct{}, 1),
 		}
 		if err := c.open(stateDir); err != nil {
 			return err
@@ -170,6 +187,21 @@ func (e *Edge) open(stateDir string) error {
 		e.clusters[name] = c
 	}
 	return nil
+}
+
+// reportStrangers logs clusters whose state is there and that may not use the
+// edge any more.
+func (e *Edge) reportStrangers(stateDir string) {
+	entries, err := os.ReadDir(filepath.Join(stateDir, "clusters"))
+	if err != nil {
+		return // there is none yet
+	}
+	for _, entry := range entries {
+		if _, ok := e.policies[lb.Cluster(entry.Name())]; !ok {
+			e.log.Warn("the state of a cluster that is not in the configuration is kept and not served; delete it if the cluster does not come back",
+				zap.String("cluster", entry.Name()), zap.String("path", filepath.Join(stateDir, "clusters", entry.Name())))
+		}
+	}
 }
 
 // Close gives the state directory back. Run does it too.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -32,6 +33,7 @@ type loop struct {
 	trouble bool // something has to be tried again soon
 	pending bool // a member may be found dead without any change
 
+	first         sync.Once
 	healthChanged bool // since healthSaved
 	healthSaved   time.Time
 	told          map[memberKey]healthcheck.State // in the log

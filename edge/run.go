@@ -11,6 +11,11 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
+const (
+	shortRound  = 5 * time.Millisecond
+	longestRest = 200 * time.Millisecond
+)
+
 // Run serves until ctx ends. Then it takes no new connections, lets the
 // established ones go on for the drain timeout, and returns. It may be called
 // once.
@@ -55,8 +60,7 @@ func (l *loop) run(ctx context.Context) {
 			force = true
 			l.repair(ctx)
 		}
-		l.work(ctx, force)
-		l.stats.beat()
+		l.turn(ctx, force)
 		l.saveHealthNowAndThen()
 		// Reset only when there is a reason: work that comes more often than the
 		// timer's interval must not put it off for ever.
@@ -72,6 +76,26 @@ func (l *loop) run(ctx context.Context) {
 		case len(l.leaving) > 0:
 			look.Reset(lingerInterval)
 		}
+	}
+}
+
+// turn does one round of work, and rests as long as it took: when changes come
+// faster than a large table can follow, it takes several at once, and leaves
+// the processors to the traffic.
+func (l *loop) turn(ctx context.Context, force bool) {
+	start := time.Now()
+	l.work(ctx, force)
+	l.stats.beat()
+	l.first.Do(func() { close(l.begun) })
+	took := time.Since(start)
+	if took < shortRound {
+		return
+	}
+	rest := time.NewTimer(min(took, longestRest))
+	defer rest.Stop()
+	select {
+	case <-rest.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -40,7 +40,7 @@ ones end (drainTimeout). A second signal ends it at once.`,
 	root.SetVersionTemplate("eclusa-edge {{.Version}}\n")
 	root.Flags().StringVar(&path, "config", "", "the configuration file (required)")
 	root.Flags().BoolVar(&checkOnly, "check-config", false, "say what is wrong with the configuration and exit")
-	root.AddCommand(newPKICommand(), newClusterCommand(), newConfigCommand(), newVersionCommand())
+	root.AddCommand(newPKICommand(), newClusterCommand(), newWithdrawCommand(), newConfigCommand(), newVersionCommand())
 	return root
 }
 

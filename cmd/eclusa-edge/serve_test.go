@@ -177,14 +177,43 @@ func TestDeadNode(t *testing.T) {
 			t.Fatal("the dead node has answered")
 		}
 	}
-	d, err := c.Status(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m := d.Checks["http:10256/healthz"].Members["n2"]; m == nil || !m.Dead {
-		t.Errorf("status of the node: got %+v; want it dead", m)
-	}
+	w.status(c, func(s lb.Status) bool { return s.Checks["http:10256/healthz"]["n2"].Dead })
 	w.set(c, epoch, service(2)) // and the API goes on working
+}
+
+// Addresses stay after the end of the program, until they are withdrawn.
+func TestWithdraw(t *testing.T) {
+	w, p, _, _ := started(t)
+	w.must(w.addrs("eth0", vip))
+	if err := execute("withdraw", "--config", w.config()); err == nil || !strings.Contains(err.Error(), "another edge uses it") {
+		t.Errorf("while the edge runs: got %v; want a refusal", err)
+	}
+	w.must(p.Process.Signal(os.Interrupt))
+	w.must(p.wait(t, 5*time.Second))
+	w.must(w.addrs("eth0", vip))
+	w.must(execute("withdraw", "--config", w.config()))
+	if err := w.addrs("eth0", vip); err == nil {
+		t.Error("the address is still there after withdraw")
+	}
+}
+
+// addrs returns an error unless the interface has the address of addrPort.
+func (w *world) addrs(name, addrPort string) error {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	addrs, err := i.Addrs()
+	if err != nil {
+		return err
+	}
+	want, _, _ := net.SplitHostPort(addrPort)
+	for _, a := range addrs {
+		if strings.HasPrefix(a.String(), want+"/") {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s has not %s but %v", name, want, addrs)
 }
 
 func TestUDP(t *testing.T) {

@@ -283,7 +283,8 @@ func (w *world) config() string {
 // program is a running eclusa-edge.
 type program struct {
 	*exec.Cmd
-	ended chan error
+	ended chan struct{}
+	err   error // how it ended
 }
 
 // start starts the program; it does not wait until it serves.
@@ -293,7 +294,7 @@ func (w *world) start() *program {
 	c.Env = append(os.Environ(), envProgram+"=1")
 	c.Stderr = w.t.Output()
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	p := &program{Cmd: c, ended: make(chan error, 1)}
+	p := &program{Cmd: c, ended: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		// Pdeathsig is about the thread that started the program.
@@ -301,19 +302,23 @@ func (w *world) start() *program {
 		err := c.Start()
 		started <- err
 		if err == nil {
-			p.ended <- c.Wait()
+			p.err = c.Wait()
+			close(p.ended)
 		}
 	}()
 	w.must(<-started)
-	w.t.Cleanup(func() { _ = c.Process.Kill() })
+	w.t.Cleanup(func() {
+		_ = c.Process.Kill()
+		<-p.ended
+	})
 	return p
 }
 
 func (p *program) wait(t *testing.T, within time.Duration) error {
 	t.Helper()
 	select {
-	case err := <-p.ended:
-		return err
+	case <-p.ended:
+		return p.err
 	case <-time.After(within):
 		t.Fatalf("the program has not ended within %s", within)
 		return nil
