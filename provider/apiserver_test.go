@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	v1 "k8s.io/api/core/v1"
@@ -30,7 +29,6 @@ import (
 	"k8s.io/client-go/rest"
 	servicecontroller "k8s.io/cloud-provider/controllers/service"
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/yaml"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -234,7 +232,6 @@ func (s *apiServer) create(t *testing.T, n int, from int, change ...func(*v1.Ser
 // TestManyServices measures how long it takes to serve thousands of Services
 // that are there when the program starts, and what one node costs then.
 func TestManyServices(t *testing.T) {
-	klog.SetLogger(logr.Discard())
 	s := startAPIServer(t)
 	n := 5000
 	if testing.Short() {

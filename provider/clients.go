@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes"
@@ -17,16 +18,11 @@ import (
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 )
 
-// patch makes one write.
+// patch makes one write, or asks whether the object is still there.
 func (c clients) patch(ctx context.Context, t Target, w Write) (runtime.Object, error) {
 	switch t.Kind {
 	case ServiceKind:
-		svc, err := c.write.CoreV1().Services(t.Namespace).Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
-		if err != nil {
-			return nil, err
-		}
-		svc.ManagedFields = nil
-		return svc, nil
+		return c.patchService(ctx, t, w)
 	case PoolKind:
 		return patchOwn[v1alpha1.AddressPool](ctx, c, v1alpha1.AddressPoolResource, t, w)
 	case EdgeKind:
@@ -35,12 +31,35 @@ func (c clients) patch(ctx context.Context, t Target, w Write) (runtime.Object, 
 	return nil, fmt.Errorf("write to %s: unknown kind", t)
 }
 
+func (c clients) patchService(ctx context.Context, t Target, w Write) (runtime.Object, error) {
+	services := c.write.CoreV1().Services(t.Namespace)
+	var svc *v1.Service
+	var err error
+	if w.Patch == nil {
+		svc, err = services.Get(ctx, t.Name, metav1.GetOptions{})
+	} else {
+		svc, err = services.Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
+	}
+	if err != nil {
+		return nil, err
+	}
+	svc.ManagedFields = nil
+	return svc, nil
+}
+
 // patchOwn makes one write to an object of ours.
 func patchOwn[T any, P interface {
 	*T
 	runtime.Object
 }](ctx context.Context, c clients, resource schema.GroupVersionResource, t Target, w Write) (runtime.Object, error) {
-	u, err := c.dynamic.Resource(resource).Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
+	objects := c.dynamic.Resource(resource)
+	var u *unstructured.Unstructured
+	var err error
+	if w.Patch == nil {
+		u, err = objects.Get(ctx, t.Name, metav1.GetOptions{})
+	} else {
+		u, err = objects.Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-logr/logr"
 	"go.uber.org/zap"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	v1 "k8s.io/api/core/v1"
@@ -35,6 +38,7 @@ import (
 	kubetesting "k8s.io/client-go/testing"
 	servicecontroller "k8s.io/cloud-provider/controllers/service"
 	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
+	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
@@ -497,4 +501,14 @@ func contains(t *testing.T, what string, got []string, want string) {
 	if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, want) }) {
 		t.Errorf("%s is %q, want one with %q", what, got, want)
 	}
+}
+
+func selector(key, value string) *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
+}
+
+func TestMain(m *testing.M) {
+	klog.SetLogger(logr.Discard())
+	flag.Parse()
+	os.Exit(m.Run())
 }

@@ -178,24 +178,24 @@ func sentences(complaints []Complaint) string {
 
 // healthy says whether enough of the members can serve. The text names no node
 // and no number, so that it stays the same while single nodes come and go.
-func healthy(l lb.LoadBalancer, members int, e Endpoints, v vote) (condition, bool) {
+func healthy(s *subject, members int, v vote) (condition, bool) {
 	const t = ConditionBackendsHealthy
-	check := l.HealthCheck.ID()
+	check := string(s.translation.Check)
 	switch {
-	case e.Known && !e.Ready:
+	case s.endpoints.Known && !s.endpoints.Ready:
 		return no(t, ReasonNoEndpoints, "no endpoint of the Service is ready: connections are refused"), true
-	case members == 0 && l.Members == nil:
+	case members == 0 && s.built.Members == nil:
 		return no(t, ReasonNoNodes, "there is no node that may take traffic of the Service"), true
 	case members == 0:
 		return no(t, ReasonNoNodes, "no endpoint of the Service is on a node that may take its traffic: connections are refused"), true
 	case 2*v.up >= members:
-		return yes(t, ReasonHealthy, fmt.Sprintf("at least half of the nodes pass the health check %s", check)), true
+		return yes(t, ReasonHealthy, "at least half of the nodes pass the health check "+check), true
 	case !v.complete:
 		return condition{}, false
 	case v.up == 0:
-		return no(t, ReasonNoneHealthy, fmt.Sprintf("no node passes the health check %s", check)), true
+		return no(t, ReasonNoneHealthy, "no node passes the health check "+check), true
 	}
-	return no(t, ReasonFewHealthy, fmt.Sprintf("less than half of the nodes pass the health check %s", check)), true
+	return no(t, ReasonFewHealthy, "less than half of the nodes pass the health check "+check), true
 }
 
 // vote is what edges say about the members of a load balancer.

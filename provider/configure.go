@@ -109,7 +109,7 @@ func (r *round) buildsOf(edge string, m *edgeMemory) map[lb.UID]*built {
 
 // partOf returns a load balancer with only those addresses that an edge serves.
 func (r *round) partOf(b *built, edge string, before *built) *built {
-	part := &built{LoadBalancer: b.LoadBalancer}
+	part := &built{LoadBalancer: b.LoadBalancer, of: b.of}
 	part.Addresses = nil
 	for i, p := range b.pools {
 		if r.serving[p][edge] {

@@ -202,7 +202,7 @@ func (r *round) build() {
 		if len(s.served) == 0 || len(s.translation.Refusals) > 0 {
 			continue
 		}
-		b := &built{LoadBalancer: s.translation.LoadBalancer}
+		b := &built{LoadBalancer: s.translation.LoadBalancer, of: s.translation}
 		b.Addresses, b.ClaimTime = s.served, s.at
 		for _, a := range s.served {
 			name := ""

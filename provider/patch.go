@@ -6,9 +6,9 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 )
 
 // servicePatch gathers what is to be changed in a Service. Its result is one
@@ -50,9 +50,14 @@ func (p *servicePatch) finalize(finalizer string) {
 
 // publish replaces the addresses in the status.
 func (p *servicePatch) publish(ingress []v1.LoadBalancerIngress) {
-	if !equality.Semantic.DeepEqual(p.svc.Status.LoadBalancer.Ingress, ingress) {
+	if !slices.EqualFunc(p.svc.Status.LoadBalancer.Ingress, ingress, sameIngress) {
 		p.ingress, p.setIngress = ingress, true
 	}
+}
+
+func sameIngress(a, b v1.LoadBalancerIngress) bool {
+	return a.IP == b.IP && a.Hostname == b.Hostname && len(a.Ports) == len(b.Ports) &&
+		ptr.Equal(a.IPMode, b.IPMode)
 }
 
 // say makes our conditions say exactly these things.
@@ -149,7 +154,7 @@ func (p *servicePatch) write() (Write, error) {
 	}
 	data, err := json.Marshal(body)
 	w := Write{
-		Base: p.svc.ResourceVersion, Type: types.StrategicMergePatchType, Patch: data,
+		UID: p.svc.UID, Base: p.svc.ResourceVersion, Type: types.StrategicMergePatchType, Patch: data,
 		Priority: PriorityDetail, Events: p.events,
 	}
 	switch {

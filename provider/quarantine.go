@@ -12,11 +12,6 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
-// goneEdge is how long an Edge object must be missing before it does not count
-// any more: an informer that shows nothing for a moment must not set addresses
-// free that edges still serve.
-const goneEdge = 30 * time.Second
-
 // quarantined is an address that nobody has any more and that an edge may still
 // serve.
 type quarantined struct {
@@ -25,8 +20,6 @@ type quarantined struct {
 	since   time.Time
 	// saved says that the status of the address's pool tells of it.
 	saved bool
-	// kept says, while edges are asked, that one of them may serve it.
-	kept bool
 }
 
 // quarantine is the addresses that must not be given away yet.
@@ -34,8 +27,6 @@ type quarantine struct {
 	addrs map[netip.Addr]*quarantined
 	// loaded are the pools whose status was read, by UID.
 	loaded map[string]bool
-	// seen is when each Edge object was last there.
-	seen map[string]time.Time
 	// released are Services that are not ours any more and whose addresses were
 	// put into quarantine, which is done once.
 	released map[lb.UID]bool
@@ -46,7 +37,7 @@ type quarantine struct {
 
 func newQuarantine() quarantine {
 	return quarantine{
-		addrs: map[netip.Addr]*quarantined{}, loaded: map[string]bool{}, seen: map[string]time.Time{},
+		addrs: map[netip.Addr]*quarantined{}, loaded: map[string]bool{},
 		released: map[lb.UID]bool{}, checked: map[string]uint64{},
 	}
 }
@@ -157,33 +148,28 @@ func (r *round) findStrangers(holdings map[lb.UID]holding, holders map[netip.Add
 	}
 }
 
-// confirm sets free what every edge has let go of.
+// confirm sets free what every edge of the address's pool has let go of. An edge
+// whose object is gone is not asked.
 func (q *quarantine) confirm(r *round) {
-	edges := r.edgeObjects()
-	for name := range edges {
-		q.seen[name] = r.Now
-	}
-	for name, last := range q.seen {
-		if r.Now.Sub(last) > goneEdge {
-			delete(q.seen, name)
+	for name := range q.checked {
+		if _, ok := r.Fleet[name]; !ok {
 			delete(q.checked, name)
 		}
 	}
-	for name := range q.seen {
-		if len(q.addrs) == 0 {
-			return
-		}
-		_, exists := edges[name]
+	if len(q.addrs) == 0 {
+		return
+	}
+	kept := map[netip.Addr]bool{}
+	for name := range r.edgeObjects() {
 		told := r.toldBy(name)
-		for a, entry := range q.addrs {
-			entry.kept = entry.kept || told(a) && (!exists || r.mayServe(name, a))
+		for a := range q.addrs {
+			kept[a] = kept[a] || told(a) && r.mayServe(name, a)
 		}
 	}
-	for a, entry := range q.addrs {
-		if !entry.kept {
+	for a := range q.addrs {
+		if !kept[a] {
 			delete(q.addrs, a)
 		}
-		entry.kept = false
 	}
 }
 

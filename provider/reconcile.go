@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
@@ -50,6 +51,10 @@ type reconciler struct {
 	pools    newest[*v1alpha1.AddressPool]
 	edges    newest[*v1alpha1.Edge]
 	nodes    []*v1.Node
+
+	missingServices missing[*v1.Service]
+	missingPools    missing[*v1alpha1.AddressPool]
+	missingEdges    missing[*v1alpha1.Edge]
 }
 
 // Run makes decisions until ctx ends.
@@ -83,7 +88,14 @@ func (r *reconciler) Run(ctx context.Context) error {
 func (r *reconciler) round(now time.Time) time.Duration {
 	asked := r.waiters.asked()
 	r.takeResults()
-	d := r.decider.decide(r.look(now))
+	world, ask := r.look(now)
+	d := r.decider.decide(world)
+	for t, uid := range ask {
+		d.Writes[t] = Write{UID: uid, Priority: PriorityAddress}
+	}
+	if len(ask) > 0 && (d.WakeIn == 0 || d.WakeIn > confirmMissing) {
+		d.WakeIn = confirmMissing
+	}
 	r.fleet.Set(d.Wanted)
 	r.writer.set(d.Writes)
 	r.waiters.answer(asked, func(uid lb.UID) bool { return !d.Unsaved[uid] })
@@ -96,30 +108,44 @@ func (r *reconciler) round(now time.Time) time.Duration {
 
 // takeResults remembers what was written until the informers show it.
 func (r *reconciler) takeResults() {
-	for _, object := range r.writer.take() {
+	results, gone := r.writer.take()
+	for _, object := range results {
 		switch o := object.(type) {
 		case *v1.Service:
-			r.services.put(string(o.UID), o)
+			r.services.put(o)
+			r.missingServices.saw(o.UID, o, true)
 		case *v1alpha1.AddressPool:
-			r.pools.put(string(o.UID), o)
+			r.pools.put(o)
+			r.missingPools.saw(o.UID, o, true)
 		case *v1alpha1.Edge:
-			r.edges.put(string(o.UID), o)
+			r.edges.put(o)
+			r.missingEdges.saw(o.UID, o, true)
 		}
+	}
+	for uid := range gone {
+		r.missingServices.saw(uid, nil, false)
+		r.missingPools.saw(uid, nil, false)
+		r.missingEdges.saw(uid, nil, false)
 	}
 }
 
-// look gathers everything that decisions are made from.
-func (r *reconciler) look(now time.Time) World {
+// look gathers everything that decisions are made from, and the objects that
+// are missing and that the API server is to be asked about.
+func (r *reconciler) look(now time.Time) (World, map[Target]types.UID) {
 	w := World{
 		Now: now, Controllers: r.controllers(), Settings: r.settings,
-		Services:   r.services.of(listOf[*v1.Service](r.eyes.services)),
 		Nodes:      listOf[*v1.Node](r.eyes.nodes),
 		Endpoints:  r.eyes.endpoints,
 		Namespaces: r.eyes.namespaceLabels(),
-		Pools:      r.pools.of(listOf[*v1alpha1.AddressPool](r.eyes.pools)),
-		Edges:      r.edges.of(listOf[*v1alpha1.Edge](r.eyes.edges)),
 		Fleet:      r.fleet.State(),
 	}
+	ask := map[Target]types.UID{}
+	r.missingServices.matters = func(svc *v1.Service) bool { return w.Controllers.PathOf(svc) != Nobody }
+	r.missingPools.matters = func(o *v1alpha1.AddressPool) bool { return o.DeletionTimestamp == nil }
+	r.missingEdges.matters = func(o *v1alpha1.Edge) bool { return o.DeletionTimestamp == nil }
+	w.Services = lookFor(r, ServiceKind, r.services.of(listOf[*v1.Service](r.eyes.services)), &r.missingServices, now, ask)
+	w.Pools = lookFor(r, PoolKind, r.pools.of(listOf[*v1alpha1.AddressPool](r.eyes.pools)), &r.missingPools, now, ask)
+	w.Edges = lookFor(r, EdgeKind, r.edges.of(listOf[*v1alpha1.Edge](r.eyes.edges)), &r.missingEdges, now, ask)
 	// A cluster without a single node serves nothing anyway; an informer that
 	// shows none is more likely.
 	if len(w.Nodes) == 0 && len(r.nodes) > 0 {
@@ -127,7 +153,23 @@ func (r *reconciler) look(now time.Time) World {
 		w.Nodes = r.nodes
 	}
 	r.nodes = w.Nodes
-	return w
+	return w, ask
+}
+
+// lookFor adds objects that are missing, and notes which are to be asked about.
+func lookFor[T interface {
+	object
+	metav1.Object
+}](r *reconciler, kind Kind, objects []T, m *missing[T], now time.Time, ask map[Target]types.UID) []T {
+	all, questions := m.fill(objects, now)
+	for _, o := range questions {
+		ask[Target{kind, o.GetNamespace(), o.GetName()}] = o.GetUID()
+	}
+	if n := len(questions); n > 0 {
+		r.log.Info("objects are not shown any more; asking the API server before they count as gone",
+			zap.Stringer("kind", kind), zap.Int("objects", n), zap.String("one", questions[0].GetName()))
+	}
+	return all
 }
 
 // object is what newest can hold.
@@ -139,13 +181,13 @@ type object interface {
 
 // newest remembers objects that we have written until the informer shows them
 // or something newer, so that no decision is made twice.
-type newest[T object] struct{ written map[string]T }
+type newest[T object] struct{ written map[types.UID]T }
 
-func (n *newest[T]) put(uid string, o T) {
+func (n *newest[T]) put(o T) {
 	if n.written == nil {
-		n.written = map[string]T{}
+		n.written = map[types.UID]T{}
 	}
-	n.written[uid] = o
+	n.written[o.GetUID()] = o
 }
 
 // of returns the objects in their newest version.
@@ -153,9 +195,9 @@ func (n *newest[T]) of(objects []T) []T {
 	if len(n.written) == 0 {
 		return objects
 	}
-	seen := make(map[string]bool, len(n.written))
+	seen := make(map[types.UID]bool, len(n.written))
 	for i, o := range objects {
-		id := string(o.GetUID())
+		id := o.GetUID()
 		w, ok := n.written[id]
 		if !ok {
 			continue

@@ -34,6 +34,8 @@ type Translation struct {
 	OneFamilySuffices bool
 	// Local says that only nodes with endpoints take traffic.
 	Local bool
+	// Check names the health check.
+	Check lb.CheckID
 	// LoadBalancer lacks addresses, claim time, pool and members.
 	LoadBalancer lb.LoadBalancer
 	// Complaints are what cannot be honoured, while the Service is served.
@@ -64,6 +66,7 @@ func Translate(svc *v1.Service) Translation {
 		MaxConnections: w.MaxConnections,
 		OnUnhealthy:    w.OnUnhealthy,
 	}
+	t.Check = check.ID()
 	t.listeners(svc)
 	t.sourceRanges(svc)
 	return t

@@ -190,11 +190,11 @@ func (r *round) healthOf(s *subject) (condition, bool) {
 	if s.built == nil {
 		return condition{}, false
 	}
-	check := s.built.HealthCheck.ID()
+	check := s.translation.Check
 	var c condition
 	var known bool
 	if members := s.built.Members; members != nil {
-		c, known = healthy(s.built.LoadBalancer, len(members), s.endpoints, countVotes(members, check, r.statesFor(s)))
+		c, known = healthy(s, len(members), countVotes(members, check, r.statesFor(s)))
 	} else {
 		pool := r.members[s.built.Pool]
 		key := voteKey{s.built.Pool, check, s.built.pools[0]}
@@ -203,7 +203,7 @@ func (r *round) healthOf(s *subject) (condition, bool) {
 			v = countVotes(pool, check, r.statesFor(s))
 			r.votes[key] = v
 		}
-		c, known = healthy(s.built.LoadBalancer, len(pool), s.endpoints, v)
+		c, known = healthy(s, len(pool), v)
 	}
 	if known {
 		return c, true

@@ -158,5 +158,5 @@ func (r *round) putStatus(t Target, base string, uid types.UID, status any, prio
 		return // cannot happen: no type of a status can fail to be marshalled
 	}
 	patch := fmt.Sprintf(`[{"op":"replace","path":"/metadata/uid","value":%q},{"op":"replace","path":"/metadata/resourceVersion","value":%q},{"op":"add","path":"/status","value":%s}]`, uid, base, data)
-	r.writes[t] = Write{Base: base, Type: types.JSONPatchType, Patch: []byte(patch), Priority: priority}
+	r.writes[t] = Write{UID: uid, Base: base, Type: types.JSONPatchType, Patch: []byte(patch), Priority: priority}
 }

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -43,11 +44,19 @@ type built struct {
 	lb.LoadBalancer
 	// pools are the names of the address pools of the addresses, in their order.
 	pools []string
+	// of is what it was built of, besides addresses and members.
+	of *Translation
 }
 
 // sameAs says whether edges could tell the two apart.
 func (b *built) sameAs(o *built) bool {
-	return b != nil && o != nil && slices.Equal(b.pools, o.pools) && reflect.DeepEqual(b.LoadBalancer, o.LoadBalancer)
+	if b == nil || !slices.Equal(b.pools, o.pools) || !slices.Equal(b.Addresses, o.Addresses) || !b.ClaimTime.Equal(o.ClaimTime) {
+		return false
+	}
+	if b.of == o.of {
+		return b.Pool == o.Pool && (b.Members == nil) == (o.Members == nil) && maps.Equal(b.Members, o.Members)
+	}
+	return reflect.DeepEqual(b.LoadBalancer, o.LoadBalancer)
 }
 
 // grant is what the assignment of addresses says to one Service.

@@ -58,8 +58,11 @@ const (
 	PriorityDetail
 )
 
-// Write is one PATCH of the subresource status of an object.
+// Write is one PATCH of the subresource status of an object. Without a Patch it
+// is the question whether the object is still there.
 type Write struct {
+	// UID is the UID of the object.
+	UID types.UID
 	// Base is the resourceVersion that the write was decided on.
 	Base string
 	// Type and Patch are what is sent.

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/resourceversion"
 )
 
@@ -54,6 +55,7 @@ type writer struct {
 	running map[Target]bool
 	trouble map[Target]*writeTrouble
 	results map[Target]runtime.Object
+	gone    map[types.UID]Target
 }
 
 // writeTrouble is what stands in the way of writes to one object.
@@ -68,7 +70,7 @@ func newWriter(o writerOptions) *writer {
 		o: o, limiter: rate.NewLimiter(rate.Limit(o.rate), o.burst),
 		wake: make(chan struct{}, 1), done: make(chan struct{}, 1),
 		pending: map[Target]Write{}, running: map[Target]bool{},
-		trouble: map[Target]*writeTrouble{}, results: map[Target]runtime.Object{},
+		trouble: map[Target]*writeTrouble{}, results: map[Target]runtime.Object{}, gone: map[types.UID]Target{},
 	}
 }
 
@@ -100,13 +102,13 @@ func (w *writer) set(writes map[Target]Write) {
 }
 
 // take returns the objects that were written since the last call, in their
-// newest version.
-func (w *writer) take() map[Target]runtime.Object {
+// newest version, and those that turned out to be gone.
+func (w *writer) take() (results map[Target]runtime.Object, gone map[types.UID]Target) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	results := w.results
-	w.results = map[Target]runtime.Object{}
-	return results
+	results, gone = w.results, w.gone
+	w.results, w.gone = map[Target]runtime.Object{}, map[types.UID]Target{}
+	return results, gone
 }
 
 // waiting returns the number of writes that were not begun.
@@ -194,6 +196,9 @@ func (w *writer) pick() (_ Target, _ Write, wait time.Duration, ok bool) {
 // finish notes what became of a write.
 func (w *writer) finish(ctx context.Context, t Target, write Write, object runtime.Object, err error) {
 	outcome := "written"
+	if write.Patch == nil {
+		outcome = "confirmed"
+	}
 	switch {
 	case err == nil:
 		for _, e := range write.Events {
@@ -211,13 +216,16 @@ func (w *writer) finish(ctx context.Context, t Target, write Write, object runti
 	defer w.mu.Unlock()
 	delete(w.running, t)
 	switch outcome {
-	case "written":
+	case "written", "confirmed":
 		delete(w.trouble, t)
 		w.results[t] = object
 		if newer(object, w.pending[t].Base) {
 			delete(w.pending, t)
 		}
 	case "conflict", "gone":
+		if outcome == "gone" {
+			w.gone[write.UID] = t
+		}
 		w.trouble[t] = &writeTrouble{until: time.Now().Add(conflictPatience), base: write.Base}
 	default:
 		w.retry(ctx, t, write, err)
