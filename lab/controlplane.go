@@ -35,14 +35,23 @@ func (c *ControlPlane) Stop() error {
 	return g.Wait()
 }
 
-// Start starts the control plane again and waits until it answers.
+// Start starts the control plane again and waits until it answers. The
+// controllers come last: they end when the API server does not let them in yet.
 func (c *ControlPlane) Start(ctx context.Context) error {
-	for _, p := range c.Processes() {
+	for _, p := range []*Process{c.Etcd, c.APIServer} {
 		if err := p.Start(); err != nil {
 			return err
 		}
 	}
-	return c.Ready(ctx)
+	if err := c.Ready(ctx); err != nil {
+		return err
+	}
+	for _, p := range []*Process{c.ControllerManager, c.Scheduler} {
+		if err := p.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Ready waits until the API server says that it is ready.
