@@ -101,8 +101,9 @@ func attach(l *lab.Lab) (*cluster, error) {
 	return c, err
 }
 
-// namespace makes a namespace for the test and deletes it afterwards, waiting
-// until its Services are gone, so that the next test finds free addresses.
+// namespace makes a namespace for the test and deletes it afterwards, its
+// Services first and waiting for that, so that the next test finds free
+// addresses.
 func (c *cluster) namespace(t *testing.T) string {
 	t.Helper()
 	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
@@ -118,21 +119,36 @@ func (c *cluster) namespace(t *testing.T) string {
 		if t.Failed() {
 			c.tell(ctx, t, name)
 		}
+		if err := poll(ctx, time.Minute, func() error { return c.withoutServices(ctx, name) }); err != nil {
+			t.Errorf("namespace %q: %v", name, err)
+		}
 		if err := c.kube.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 			t.Errorf("delete namespace %q: %v", name, err)
 		}
-		err := poll(ctx, time.Minute, func() error {
-			services, err := c.kube.CoreV1().Services(name).List(ctx, metav1.ListOptions{})
-			if err == nil && len(services.Items) > 0 {
-				err = fmt.Errorf("%d Services are still there", len(services.Items))
-			}
-			return err
-		})
-		if err != nil {
-			t.Errorf("namespace %q: %v", name, err)
-		}
 	})
 	return name
+}
+
+// withoutServices deletes the Services of the namespace, and returns an error
+// as long as there are any.
+func (c *cluster) withoutServices(ctx context.Context, namespace string) error {
+	services, err := c.kube.CoreV1().Services(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, s := range services.Items {
+		if s.DeletionTimestamp != nil {
+			continue
+		}
+		err := c.kube.CoreV1().Services(namespace).Delete(ctx, s.Name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
+	if n := len(services.Items); n > 0 {
+		return fmt.Errorf("%d Services are still there", n)
+	}
+	return nil
 }
 
 // tell logs what somebody who has to find the fault will want to see.

@@ -39,6 +39,8 @@ func TestNodeDiesSilently(t *testing.T) {
 		if after := c.metric(t, "eclusa_edge_member_dial_errors_total", "node", victim.Name); after != before {
 			t.Errorf("%g dials still tried the dead node after 2.5 s", after-before)
 		}
+		load.end()
+		load.excuse(t, died)
 		load.stop(t)
 		t.Logf("node out of the pool %s after it died", out.Round(time.Millisecond))
 	})
