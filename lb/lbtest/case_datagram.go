@@ -117,6 +117,26 @@ func sessionsApart(r *rig) {
 	}
 }
 
+// ownerChangeForgets: sessions of an address and port that goes to another load
+// balancer do not go with it.
+func ownerChangeForgets(r *rig) {
+	m := r.members(2, nil)
+	s := r.service(m[0])
+	r.set()
+	c := r.connect(s)
+	r.remove(s)
+	other := r.serviceAt(s.Frontend, m[1])
+	other.route.Owner.UID = "other"
+	other.route.Group.Name = "other"
+	r.set()
+	if c.mustAsk("it has a new owner"); c.node != m[1].node {
+		r.Errorf("the client after the change: got %s; want %s of the new owner", c.node, m[1].node)
+	}
+	if got := r.counters(other); got.Accepted != 1 || got.Active != 1 {
+		r.Errorf("counters of the new owner: got %d accepted, %d active; want its own 1 and 1", got.Accepted, got.Active)
+	}
+}
+
 // deadForgets: a session of a member that is dead or gone goes to another one with
 // the next datagram.
 func deadForgets(r *rig) {

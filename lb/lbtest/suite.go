@@ -147,6 +147,7 @@ var cases = []engineCase{
 	{name: "RouteBackInTime", protocols: onlyTCP, run: routeBackInTime},
 	{name: "RouteChangesKeep", protocols: onlyTCP, run: routeChangesKeep},
 	{name: "OwnerChangeDrains", protocols: onlyTCP, run: ownerChangeDrains},
+	{name: "OwnerChangeForgets", protocols: onlyUDP, run: ownerChangeForgets},
 	{name: "IdenticalSet", protocols: both, run: identicalSet},
 	{name: "SwapsUnderLoad", protocols: both, run: swapsUnderLoad},
 	{name: "OthersUndisturbed", protocols: both, run: othersUndisturbed},

@@ -42,9 +42,6 @@ func (l *loop) datagrams() *datagrams {
 
 func (d *datagrams) buffer(i int) []byte { return d.buffers[i*gramSize : (i+1)*gramSize] }
 
-// payload returns the i-th datagram received.
-func (d *datagrams) payload(i int) []byte { return d.buffer(i)[:d.headers[i].n] }
-
 // from returns the sender of the i-th datagram received.
 func (d *datagrams) from(i int) netip.AddrPort {
 	sa := &d.names[i]

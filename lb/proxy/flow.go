@@ -97,7 +97,9 @@ func (c *conn) move(l *loop, f *flow, src, dst *sock) (again bool, err error) {
 		if f.eof {
 			f.done = true
 			f.release(l)
-			_ = unix.Shutdown(int(dst.fd), unix.SHUT_WR)
+			if !c.up.done || !c.down.done { // else both are closed right away
+				_ = unix.Shutdown(int(dst.fd), unix.SHUT_WR)
+			}
 			return false, nil
 		}
 		if !src.readable {

@@ -129,7 +129,13 @@ func (u *udpListener) forward(l *loop, d *datagrams, client netip.AddrPort, i, j
 				return
 			}
 		}
-		n, err := d.send(int(s.fd), i, j, nil)
+		to := j
+		if !s.replied {
+			// One call for several swallows the error of the second, that tells that
+			// nobody got the first.
+			to = i + 1
+		}
+		n, err := d.send(int(s.fd), i, to, nil)
 		switch {
 		case err == nil:
 			s.passed(l, d, i, i+n, &s.link.bytesIn)
