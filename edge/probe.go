@@ -112,6 +112,7 @@ func (m probed) stoodIn(r healthcheck.Result) bool {
 	switch r.Reason {
 	case healthcheck.Refused, healthcheck.Timeout, healthcheck.Unreachable, healthcheck.Reset:
 		return true
+	case healthcheck.HTTPStatus, healthcheck.ProtocolErr, healthcheck.TLSErr:
 	}
 	return false
 }

@@ -2,7 +2,6 @@ package link
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -264,7 +263,7 @@ func TestNeighboursAreTold(t *testing.T) {
 	}
 	mac := linkOf(t, "edge").Attrs().HardwareAddr
 	want := map[string]string{
-		string(arpFrame(mac, netip.MustParseAddr("192.0.2.128"))):            "ARP",
+		string(arpFrame(mac, netip.MustParseAddr("192.0.2.128"))):             "ARP",
 		string(advertisementFrame(mac, netip.MustParseAddr("2001:db8::128"))): "advertisement",
 	}
 	buf := make([]byte, 2048)
@@ -331,7 +330,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		all, err := decodeRecord(data)
 		for o := range all {
 			if err == nil && !o.addr.IsValid() {
-				t.Error(fmt.Sprintf("%q: an invalid address was accepted", data))
+				t.Errorf("%q: an invalid address was accepted", data)
 			}
 		}
 	})

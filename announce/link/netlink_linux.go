@@ -174,7 +174,7 @@ func (c *conn) add(l link, addr netip.Addr) error {
 	r.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, addr.AsSlice()))
 	r.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(flags)))
 	r.AddData(nl.NewRtAttr(ifaProto, []byte{mark}))
-	lifetimes := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Prefered: 0, Valid: forever}}
+	lifetimes := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Valid: forever}} // preferred for no time at all
 	r.AddData(nl.NewRtAttr(unix.IFA_CACHEINFO, lifetimes.Serialize()))
 	_, err := r.Execute(unix.NETLINK_ROUTE, 0)
 	switch {
@@ -215,7 +215,7 @@ func addrmsg(l link, addr netip.Addr) *nl.IfAddrmsg {
 		family = unix.AF_INET
 	}
 	msg := nl.NewIfAddrmsg(family)
-	msg.Prefixlen = uint8(addr.BitLen())
-	msg.Index = uint32(l.index)
+	msg.Prefixlen = uint8(addr.BitLen()) //nolint:gosec // 32 or 128
+	msg.Index = uint32(l.index)          //nolint:gosec // the kernel's own number, 32 bits there
 	return msg
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -196,7 +195,6 @@ func TestKeysAreOnP256(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var _ *ecdsa.PrivateKey = key
 	if got := key.Curve.Params().Name; got != "P-256" {
 		t.Errorf("curve: got %s; want P-256", got)
 	}

@@ -42,7 +42,7 @@ func run(ctx context.Context, c Config) error {
 	raiseFileLimit(log)
 
 	// 3. The parts: none of them does anything yet.
-	parts, err := assemble(c, log)
+	parts, err := assemble(c, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ type parts struct {
 func (p *parts) close() {
 	for _, l := range []net.Listener{p.apiListener, p.managementListener} {
 		if l != nil {
-			l.Close()
+			_ = l.Close() // a server may have closed it already
 		}
 	}
 	if p.edge != nil {

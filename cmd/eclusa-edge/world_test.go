@@ -182,7 +182,7 @@ func (w *world) node(addr, name string) (stop func()) {
 		s := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(rw, name)
 		})}
-		go s.Serve(l) //nolint:errcheck // ends with Close
+		go s.Serve(l)
 		servers = append(servers, s)
 	}
 	stop = func() {
