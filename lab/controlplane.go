@@ -60,7 +60,7 @@ func (c *ControlPlane) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = until(ctx, time.Minute, func(ctx context.Context) error {
+	err = until(ctx, 2*time.Minute, func(ctx context.Context) error {
 		for _, p := range []*Process{c.Etcd, c.APIServer} {
 			if !p.Running() {
 				return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())

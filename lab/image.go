@@ -11,7 +11,6 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -110,17 +109,12 @@ func (l *Lab) Import(ctx context.Context, archive string) error {
 // Import gives an image archive to the node. It waits for the container runtime
 // of a node that has just started.
 func (n *Node) Import(ctx context.Context, archive string) error {
-	err := until(ctx, 30*time.Second, func(ctx context.Context) error {
-		if !n.Containerd.Running() {
-			return fmt.Errorf("%q has ended:\n%s", n.Containerd.Name, n.Containerd.tail())
-		}
-		if out, err := n.Command(ctx, "ctr", "-n", "k8s.io", "images", "import", archive).CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
-		}
-		return nil
-	})
+	if err := n.listening(ctx); err != nil {
+		return err
+	}
+	out, err := n.Command(ctx, "ctr", "-n", "k8s.io", "images", "import", archive).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("import %q into %q: %w", filepath.Base(archive), n.Name, err)
+		return fmt.Errorf("import %q into %q: %w: %s", filepath.Base(archive), n.Name, err, bytes.TrimSpace(out))
 	}
 	return nil
 }

@@ -2,22 +2,18 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/eclusa-lb/eclusa/lab/ledger"
 )
 
 // needRoot skips on a laptop and fails in CI, where nothing may be left out.
@@ -44,7 +40,7 @@ func (l testLog) Write(p []byte) (int, error) {
 func TestLab(t *testing.T) {
 	needRoot(t)
 	ctx := t.Context()
-	before := traces(t)
+	before := settings(t)
 	l, err := Up(ctx, Options{NoEclusa: true, Log: testLog{t}})
 	if err != nil {
 		t.Fatal(err)
@@ -63,17 +59,16 @@ func TestLab(t *testing.T) {
 	}
 	fetch(t, l, addr, true)
 
+	prints := footprints(t, l)
 	if err := l.Down(); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Down(); err != nil {
 		t.Errorf("a second Down: %v", err)
 	}
-	if diff := lost(traces(t), before); len(diff) > 0 {
-		t.Errorf("the lab left behind:\n%s", strings.Join(diff, "\n"))
-	}
-	if _, err := os.Stat(l.Options.Dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("directory %q is still there: %v", l.Options.Dir, err)
+	prints.gone(t)
+	if diff := cmp.Diff(before, settings(t)); diff != "" {
+		t.Errorf("settings of the machine (-before +after):\n%s", diff)
 	}
 }
 
@@ -131,71 +126,4 @@ func get(ctx context.Context, client *http.Client, url string) (string, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return string(body), err
-}
-
-// traces are the things that a lab could leave on the machine: processes that
-// are not this test's nor the kernel's, mounts, named network namespaces,
-// network devices, control groups and the settings that kubelet changes.
-func traces(t *testing.T) map[string]bool {
-	t.Helper()
-	all := map[string]bool{}
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range files {
-		if cmd, err := os.ReadFile(f); err == nil && ours(string(cmd)) {
-			all["process "+f+" "+strings.ReplaceAll(string(cmd), "\x00", " ")] = true
-		}
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		all["mount "+line] = true
-	}
-	links, _ := filepath.Glob("/sys/class/net/*")
-	spaces, _ := filepath.Glob("/run/netns/*")
-	for _, f := range append(links, spaces...) {
-		all[f] = true
-	}
-	hs, err := ledger.Hierarchies()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, h := range hs {
-		groups, _ := filepath.Glob(h.Root + "/*")
-		for _, g := range groups {
-			all["control group "+g] = true
-		}
-	}
-	for name := range kubeletSysctls {
-		value, _ := os.ReadFile("/proc/sys/" + name)
-		all["setting "+name+" = "+string(value)] = true
-	}
-	return all
-}
-
-// ours tells the programs of a lab from everything else on the machine.
-func ours(cmdline string) bool {
-	for _, name := range []string{"kube", "etcd", "containerd", "anchor", "workload", "pause"} {
-		if strings.HasPrefix(filepath.Base(strings.SplitN(cmdline, "\x00", 2)[0]), name) {
-			return true
-		}
-	}
-	return false
-}
-
-// lost lists what is in one set and not in the other, either way.
-func lost(after, before map[string]bool) []string {
-	var diff []string
-	for k := range after {
-		if !before[k] {
-			diff = append(diff, "+ "+k)
-		}
-	}
-	for k := range before {
-		if !after[k] {
-			diff = append(diff, "- "+k)
-		}
-	}
-	return diff
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/eclusa-lb/eclusa/lab/ledger"
@@ -20,7 +22,7 @@ import (
 func TestReopen(t *testing.T) {
 	needRoot(t)
 	ctx := t.Context()
-	before := traces(t)
+	before := settings(t)
 	first, err := Up(ctx, Options{Nodes: 1, Clients: -1, NoEclusa: true, Log: testLog{t}})
 	if err != nil {
 		t.Fatal(err)
@@ -43,11 +45,13 @@ func TestReopen(t *testing.T) {
 	}
 	restartParts(t, l)
 	killNode(t, l)
+	prints := footprints(t, l)
 	if err := Clean(dir); err != nil {
 		t.Fatal(err)
 	}
-	if diff := lost(traces(t), before); len(diff) > 0 {
-		t.Errorf("the lab left behind:\n%s", strings.Join(diff, "\n"))
+	prints.gone(t)
+	if diff := cmp.Diff(before, settings(t)); diff != "" {
+		t.Errorf("settings of the machine (-before +after):\n%s", diff)
 	}
 }
 
@@ -105,7 +109,7 @@ func killNode(t *testing.T, l *Lab) {
 		t.Error("something ran on a dead node")
 	}
 	killed := time.Now()
-	if err := n.Boot(); err != nil {
+	if err := n.Boot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	clients, err := l.Clientset()
@@ -137,8 +141,7 @@ func TestKilledOwner(t *testing.T) {
 	}
 	needRoot(t)
 	ctx := t.Context()
-	before := traces(t)
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "lab")
 	owner := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestKilledOwner$", "-test.v")
 	owner.Env = append(os.Environ(), "LAB_TEST_OWNER="+dir)
 	out, err := owner.StdoutPipe()
@@ -158,6 +161,11 @@ func TestKilledOwner(t *testing.T) {
 	for lines.Scan() && !strings.Contains(lines.Text(), "owner is up") {
 		t.Log("owner: " + lines.Text())
 	}
+	killed, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prints, others := footprints(t, killed), footprints(t, other)
 	if err := owner.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -171,21 +179,14 @@ func TestKilledOwner(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	prints.gone(t)
 	if err := other.ControlPlane.Ready(ctx); err != nil {
 		t.Errorf("the other lab: %v", err)
 	}
 	if err := other.Down(); err != nil {
 		t.Fatal(err)
 	}
-	err = until(ctx, 10*time.Second, func(context.Context) error {
-		if diff := lost(traces(t), before); len(diff) > 0 {
-			return fmt.Errorf("left behind:\n%s", strings.Join(diff, "\n"))
-		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
+	others.gone(t)
 }
 
 // ownLab is the owner's side of TestKilledOwner, in a process of its own.

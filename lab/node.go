@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -27,7 +28,7 @@ type Node struct {
 func (n *Node) Kill() error { return n.kill() }
 
 // Boot brings a killed node back with the disk that it had.
-func (n *Node) Boot() error {
+func (n *Node) Boot(ctx context.Context) error {
 	if n.Alive() {
 		return nil
 	}
@@ -43,16 +44,36 @@ func (n *Node) Boot() error {
 	if err := l.routePods(); err != nil {
 		return err
 	}
-	return n.start()
+	return n.start(ctx)
 }
 
-// start starts the node's programs. kubelet and kube-proxy wait by themselves
-// for what they need.
-func (n *Node) start() error {
-	for _, p := range []*Process{n.Containerd, n.Kubelet, n.KubeProxy} {
-		if err := p.Start(); err != nil {
+// start starts the node's programs. kubelet ends when there is no container
+// runtime; for everything else the programs wait by themselves.
+func (n *Node) start(ctx context.Context) error {
+	if err := n.Containerd.Start(); err != nil {
+		return err
+	}
+	if err := n.listening(ctx); err != nil {
+		return err
+	}
+	return errors.Join(n.Kubelet.Start(), n.KubeProxy.Start())
+}
+
+// listening waits until the container runtime accepts connections.
+func (n *Node) listening(ctx context.Context) error {
+	socket := fmt.Sprintf("/proc/%d/root/run/containerd/containerd.sock", n.holder.PID)
+	err := until(ctx, 2*time.Minute, func(ctx context.Context) error {
+		if !n.Containerd.Running() {
+			return fmt.Errorf("it has ended:\n%s", n.Containerd.tail())
+		}
+		c, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+		if err != nil {
 			return err
 		}
+		return c.Close()
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.Containerd.Name, err)
 	}
 	return nil
 }
@@ -84,7 +105,7 @@ func (n *Node) Ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = until(ctx, 90*time.Second, func(ctx context.Context) error {
+	err = until(ctx, 2*time.Minute, func(ctx context.Context) error {
 		for _, p := range []*Process{n.Containerd, n.Kubelet, n.KubeProxy} {
 			if !p.Running() {
 				return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())
@@ -165,7 +186,7 @@ func (l *Lab) startNodes(ctx context.Context) error {
 		}
 	}
 	for _, n := range l.Nodes {
-		if err := n.start(); err != nil {
+		if err := n.start(ctx); err != nil {
 			return err
 		}
 	}
@@ -227,7 +248,7 @@ func (l *Lab) defaultAccount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = until(ctx, time.Minute, func(ctx context.Context) error {
+	err = until(ctx, 2*time.Minute, func(ctx context.Context) error {
 		if p := l.ControlPlane.ControllerManager; !p.Running() {
 			return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())
 		}

@@ -20,7 +20,7 @@ func (l *Lab) edgesReady(ctx context.Context) error {
 		return err
 	}
 	for _, e := range l.Edges {
-		err := until(ctx, time.Minute, func(ctx context.Context) error {
+		err := until(ctx, 2*time.Minute, func(ctx context.Context) error {
 			for _, p := range l.CCMs {
 				if !p.Running() {
 					return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())

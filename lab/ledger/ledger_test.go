@@ -99,10 +99,15 @@ func TestForeignBoot(t *testing.T) {
 }
 
 func TestParseStat(t *testing.T) {
-	const line = "42 (a ) (strange) name) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3\n"
-	state, started, err := parseStat([]byte(line))
-	if err != nil || state != 'S' || started != 987654 {
-		t.Errorf("got %c, %d, %v; want S, 987654", state, started, err)
+	for line, dead := range map[string]bool{
+		"42 (a ) (strange) name) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 7 0 987654 1 2 3\n": false,
+		"42 (x) Z 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3\n":                  true,
+		"42 (first thread gone) Z 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 2 0 987654 1 2 3\n":  false,
+	} {
+		s, err := parseStat([]byte(line))
+		if err != nil || s.started != 987654 || s.dead() != dead {
+			t.Errorf("%q: got %+v, %v; want start 987654, dead %v", line, s, err, dead)
+		}
 	}
 }
 
@@ -110,8 +115,8 @@ func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("42 (x) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3\n"))
 	f.Add([]byte("42 (x)"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		state, _, err := parseStat(data)
-		if err == nil && state == 0 {
+		s, err := parseStat(data)
+		if err == nil && s.state == 0 {
 			t.Error("no error and no state")
 		}
 	})

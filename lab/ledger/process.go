@@ -18,11 +18,11 @@ type Process struct {
 
 // Find returns the running process with this number.
 func Find(pid int) (Process, error) {
-	_, started, err := stat(pid)
+	s, err := read(pid)
 	if err != nil {
 		return Process{}, err
 	}
-	return Process{PID: pid, Started: started}, nil
+	return Process{PID: pid, Started: s.started}, nil
 }
 
 // Running reports whether the process is there and not merely waiting for its
@@ -31,38 +31,55 @@ func (p Process) Running() bool {
 	if p.PID <= 0 {
 		return false
 	}
-	state, started, err := stat(p.PID)
-	return err == nil && started == p.Started && state != 'Z' && state != 'X'
+	s, err := read(p.PID)
+	return err == nil && s.started == p.Started && !s.dead()
 }
 
-func stat(pid int) (state byte, started uint64, err error) {
+// stat is what the kernel tells of a process.
+type stat struct {
+	state   byte
+	threads int
+	started uint64
+}
+
+// dead is true when the last thread has ended: the first may end before the
+// others, and the process still counts as a zombie then.
+func (s stat) dead() bool {
+	return (s.state == 'Z' || s.state == 'X') && s.threads <= 1
+}
+
+func read(pid int) (stat, error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, err
+		return stat{}, err
 	}
 	return parseStat(data)
 }
 
-// parseStat reads the state and start time from a line of /proc/PID/stat. The
-// second field is the program's name in parentheses and may hold anything.
-func parseStat(data []byte) (state byte, started uint64, err error) {
+// parseStat reads a line of /proc/PID/stat. The second field is the program's
+// name in parentheses and may hold anything.
+func parseStat(data []byte) (stat, error) {
 	_, rest, ok := bytes.Cut(data, []byte("("))
 	if !ok {
-		return 0, 0, fmt.Errorf("process state %q: no name", data)
+		return stat{}, fmt.Errorf("process state %q: no name", data)
 	}
 	end := bytes.LastIndexByte(rest, ')')
 	if end < 0 {
-		return 0, 0, fmt.Errorf("process state %q: no end of name", data)
+		return stat{}, fmt.Errorf("process state %q: no end of name", data)
 	}
 	f := strings.Fields(string(rest[end+1:]))
-	if len(f) < 20 || f[0] == "" {
-		return 0, 0, fmt.Errorf("process state %q: too few fields", data)
+	if len(f) < 20 {
+		return stat{}, fmt.Errorf("process state %q: too few fields", data)
 	}
-	started, err = strconv.ParseUint(f[19], 10, 64)
+	threads, err := strconv.Atoi(f[17])
 	if err != nil {
-		return 0, 0, fmt.Errorf("process state %q: %w", data, err)
+		return stat{}, fmt.Errorf("process state %q: threads: %w", data, err)
 	}
-	return f[0][0], started, nil
+	started, err := strconv.ParseUint(f[19], 10, 64)
+	if err != nil {
+		return stat{}, fmt.Errorf("process state %q: start: %w", data, err)
+	}
+	return stat{state: f[0][0], threads: threads, started: started}, nil
 }
 
 func bootID() string {
