@@ -131,7 +131,9 @@ func backends(s lb.Status) (all, up int32, sick []v1alpha1.SickNode) {
 				continue
 			}
 			sick = append(sick, v1alpha1.SickNode{
-				Node: string(node), Check: string(check), State: m.State.String(), Message: bounded(ailment(m)), Since: metav1.NewTime(m.Since),
+				Node: string(node), Check: string(check), State: m.State.String(), Message: bounded(ailment(m)),
+				// In whole seconds, as it is stored: otherwise it would differ each time.
+				Since: metav1.NewTime(m.Since.Truncate(time.Second)),
 			})
 		}
 	}

@@ -35,7 +35,7 @@ func serving() (Wanted, EdgeState) {
 			Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{
 				"http:10256/healthz": {
 					"node-000": {State: healthcheck.Up, Since: noon},
-					"node-001": {State: healthcheck.Down, Dead: true, Since: noon, Reason: healthcheck.Timeout, Error: "no answer within 500ms"},
+					"node-001": {State: healthcheck.Down, Dead: true, Since: noon.Add(time.Millisecond), Reason: healthcheck.Timeout, Error: "no answer within 500ms"},
 				},
 				"http:30001/healthz": {"node-001": {State: healthcheck.Draining, Since: noon, Reason: healthcheck.HTTPStatus}},
 			},

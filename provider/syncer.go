@@ -254,13 +254,15 @@ func (s *syncer) rest(ctx context.Context, began time.Time, pause time.Duration)
 	return ctx.Err() == nil
 }
 
-// hangUp closes the connections of the edge's client, if it has any, so that the
-// next attempt begins with a new one: on the old one TCP may wait for long before
-// it tries again.
+// hangUp closes the connections of the edge's client, if it has any, and forgets
+// the client, so that the next attempt begins from nothing: on an old connection
+// TCP may wait for long before it tries again, and what an old client remembers
+// of the edge may not be so any more.
 func (s *syncer) hangUp() {
 	if c, ok := s.balancer.(interface{ Close() }); ok {
 		c.Close()
 	}
+	s.balancer = nil
 }
 
 // grow makes us more patient with large calls if one ran out of time.

@@ -59,6 +59,9 @@ func (c *session) set(ctx context.Context, config lb.Config, confirmed []string)
 	switch {
 	case err == nil:
 		c.patience = 1
+		if receipt.Digest != c.digest {
+			c.unproven = time.Now()
+		}
 		c.given, c.digest = &config, receipt.Digest
 		c.recent[receipt.Digest] = true
 		c.state.Holds, c.state.Known = config, true

@@ -21,8 +21,14 @@ type session struct {
 	// sent is what was last brought to the edge, to tell wake-ups without news.
 	sent    *Wanted
 	refused int // failures in a row of an edge that answers
-	confirm time.Time
+	// unproven is when the edge acknowledged what its status does not show yet,
+	// zero if there is no such thing.
+	unproven time.Time
+	confirm  time.Time // when held removals are to be looked up next
 }
+
+// maxUnproven is how long an edge may take to show what it has acknowledged.
+const maxUnproven = 3 * time.Second
 
 // answer is what came of one long poll.
 type answer struct {
@@ -68,9 +74,15 @@ func (c *session) listen(ctx context.Context, again time.Duration) error {
 		retry = timer.C
 	}
 	for {
+		var proof <-chan time.Time
+		if !c.unproven.IsZero() {
+			proof = time.After(maxUnproven - time.Since(c.unproven))
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-proof:
+			return fmt.Errorf("edge %q does not show what it has acknowledged: %w", c.spec.Name, errRestart)
 		case <-c.kick:
 			return nil
 		case <-retry:
@@ -122,6 +134,9 @@ func (c *session) take(a answer) error {
 	}
 	if drifted {
 		return fmt.Errorf("edge %q holds something else than it was given: %w", c.spec.Name, errRestart)
+	}
+	if a.delta.Digest == c.digest {
+		c.unproven = time.Time{}
 	}
 	return nil
 }

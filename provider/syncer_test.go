@@ -146,6 +146,34 @@ func TestSyncerLosesAnAnswer(t *testing.T) {
 	})
 }
 
+// liar is an edge that acknowledges one write and forgets it.
+type liar struct {
+	*lbtest.FakeBalancer
+	lies bool
+}
+
+func (l *liar) Set(ctx context.Context, w lb.Write) (lb.Receipt, error) {
+	if l.lies {
+		l.lies = false
+		return lb.Receipt{Digest: "invented", Durable: true}, nil
+	}
+	return l.FakeBalancer.Set(ctx, w)
+}
+
+func TestSyncerWantsProof(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		edge := &liar{FakeBalancer: r.edges["a"], lies: true}
+		r.fleet.options.Dial = func(EdgeSpec) (lb.Balancer, error) { return edge, nil }
+		r.set("a", config(1, 1, 1))
+		st := r.settle(soon)
+		r.holds("a", config(1, 1, 1))
+		if !st.Connected || st.DriftRepaired != 1 {
+			t.Errorf("state is %+v; want connected, one drift repaired", st)
+		}
+	})
+}
+
 func TestSyncerStaleEpoch(t *testing.T) {
 	for _, test := range []struct {
 		name  string
