@@ -21,6 +21,9 @@ func TestMain(m *testing.M) {
 	if where := os.Getenv(envCrash); where != "" {
 		crash(where)
 	}
+	if where := os.Getenv(envCrashEdge); where != "" {
+		crashEdge(where)
+	}
 	os.Exit(m.Run())
 }
 

@@ -36,7 +36,13 @@ type rig struct {
 // newRig returns a rig with a new state directory.
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	b := &rig{t: t, dir: t.TempDir(), log: zaptest.NewLogger(t)}
+	return newRigIn(t, t.TempDir())
+}
+
+// newRigIn returns a rig with the given state directory.
+func newRigIn(t testing.TB, dir string) *rig {
+	t.Helper()
+	b := &rig{t: t, dir: dir, log: zaptest.NewLogger(t)}
 	b.open()
 	return b
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -217,5 +218,23 @@ func TestStartRefuses(t *testing.T) {
 		if err := execute("--config", w.config()); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v; want an error with %q", name, err, c.want)
 		}
+	}
+}
+
+// A certificate of the right CA and name, with another key than the pinned one,
+// is refused.
+func TestPinnedKeys(t *testing.T) {
+	w := newWorld(t)
+	w.pki()
+	pin := pinOf(readCert(t, filepath.Join(w.dir, "prod.crt")))
+	w.yaml = strings.Replace(edgeYAML, "{name: prod,", "{name: prod, keyPins: ["+pin.String()+"],", 1)
+	w.start()
+	w.ready()
+	if _, err := w.client("prod", "prod").Info(t.Context()); err != nil {
+		t.Errorf("with the pinned key: %v", err)
+	}
+	w.must(execute("pki", "cluster", "--dir", w.dir, "--name", "prod", "--force"))
+	if _, err := w.client("prod", "prod").Info(t.Context()); err == nil || !strings.Contains(err.Error(), "pinned") {
+		t.Errorf("with another key: got %v; want a refusal that tells of the pins", err)
 	}
 }

@@ -141,6 +141,18 @@ func (w *world) up(name string, addrs ...string) {
 	w.must(netlink.LinkSetUp(l))
 }
 
+// route lets nodes and clients reach a range through the edge.
+func route(w *world, to string) {
+	w.t.Helper()
+	dst, err := netlink.ParseIPNet(to)
+	w.must(err)
+	w.inNodes(func() {
+		l, err := netlink.LinkByName("eth1")
+		w.must(err)
+		w.must(netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Gw: net.ParseIP(edgeAddr)}))
+	})
+}
+
 // unaddress takes an address away: whoever had it is gone without a word.
 func (w *world) unaddress(name, addr string) {
 	w.t.Helper()
