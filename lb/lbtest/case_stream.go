@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -116,7 +115,7 @@ func largeTransfers(r *rig) {
 }
 
 func sum(from io.Reader) [sha256.Size]byte {
-	var h hash.Hash = sha256.New()
+	h := sha256.New()
 	_, _ = io.Copy(h, from)
 	return [sha256.Size]byte(h.Sum(nil))
 }
@@ -218,7 +217,7 @@ func resetPasses(r *rig) {
 		}
 		_, err := c.Read(b)
 		m.seen <- fmt.Sprint(errors.Is(err, syscall.ECONNRESET))
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			<-r.done // stays open, silently
 		}
 	})...)

@@ -85,7 +85,7 @@ func (t *tcpListener) close(l *loop) {
 	if t.slot >= 0 {
 		l.drop(t.slot)
 	}
-	unix.Close(t.fd)
+	closeFD(t.fd)
 	l.e.files.give(1)
 }
 
@@ -221,7 +221,7 @@ func (s *spareFD) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd > 0 {
-		unix.Close(s.fd)
+		closeFD(s.fd)
 	}
 	s.fd = 0
 }
@@ -231,7 +231,7 @@ func (s *spareFD) turnAway(listener int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd > 0 {
-		unix.Close(s.fd)
+		closeFD(s.fd)
 	}
 	if fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC); err == nil {
 		reset(fd)

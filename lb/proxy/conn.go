@@ -48,7 +48,7 @@ type conn struct {
 // sock is one side of a connection.
 type sock struct {
 	c    *conn
-	fd   int32 // -1 is none
+	fd   int   // -1 is none
 	slot int32 // -1 is none
 
 	readable bool // a read may bring something
@@ -61,7 +61,7 @@ type sock struct {
 // everyone but not started.
 func newConn(fe *frontend, s *spec, src netip.Addr, fd int) *conn {
 	c := &conn{fe: fe, spec: s, src: src}
-	c.client = sock{c: c, fd: int32(fd), slot: -1}
+	c.client = sock{c: c, fd: fd, slot: -1}
 	c.server = sock{c: c, fd: -1, slot: -1}
 	return c
 }
@@ -83,7 +83,7 @@ func (c *conn) dial(l *loop) {
 		}
 		c.tries++
 		c.spec, c.link = c.fe.spec.Load(), k
-		k.tracked[l.index].push(&c.tracked, c)
+		k.track(l, &c.tracked, c)
 		err := c.connect(l)
 		if err == nil {
 			return
@@ -102,7 +102,7 @@ func (c *conn) connect(l *loop) error {
 	if err != nil {
 		return err
 	}
-	c.server.fd = int32(fd)
+	c.server.fd = fd
 	err = unix.Connect(fd, l.sockaddr(addr))
 	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return os.NewSyscallError("connect", err)
@@ -172,7 +172,7 @@ var errNoAnswer = os.NewSyscallError("connect", unix.ETIMEDOUT)
 // dialed is called when the kernel knows more about the dial.
 func (c *conn) dialed(l *loop, events uint32) {
 	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		errno, err := unix.GetsockoptInt(int(c.server.fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		errno, err := unix.GetsockoptInt(c.server.fd, unix.SOL_SOCKET, unix.SO_ERROR)
 		if err == nil && errno != 0 {
 			err = unix.Errno(errno)
 		}
@@ -186,7 +186,7 @@ func (c *conn) dialed(l *loop, events uint32) {
 		return
 	}
 	var err error
-	if c.client.slot, err = l.add(int(c.client.fd), &c.client, streamEvents); err != nil {
+	if c.client.slot, err = l.add(c.client.fd, &c.client, streamEvents); err != nil {
 		c.close(l, true)
 		return
 	}
@@ -286,9 +286,9 @@ func (c *conn) closeSock(l *loop, s *sock, rst bool) {
 		l.drop(s.slot)
 	}
 	if rst {
-		reset(int(s.fd))
+		reset(s.fd)
 	} else {
-		unix.Close(int(s.fd))
+		closeFD(s.fd)
 	}
 	*s = sock{c: c, fd: -1, slot: -1}
 }

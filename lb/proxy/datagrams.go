@@ -45,9 +45,9 @@ func (d *datagrams) buffer(i int) []byte { return d.buffers[i*gramSize : (i+1)*g
 // from returns the sender of the i-th datagram received.
 func (d *datagrams) from(i int) netip.AddrPort {
 	sa := &d.names[i]
-	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:])
+	port := swapPort(sa.Port)
 	if sa.Family == unix.AF_INET {
-		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa)) //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		return netip.AddrPortFrom(netip.AddrFrom4(sa4.Addr), port)
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), port)
@@ -60,7 +60,7 @@ func (d *datagrams) receive(fd int) (int, error) {
 		d.vectors[i].Base = &b[0]
 		d.vectors[i].SetLen(gramSize)
 		h := &d.headers[i].hdr
-		*h = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&d.names[i])), Namelen: unix.SizeofSockaddrInet6, Iov: &d.vectors[i]}
+		*h = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&d.names[i])), Namelen: unix.SizeofSockaddrInet6, Iov: &d.vectors[i]} //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		h.SetIovlen(1)
 	}
 	return d.call(unix.SYS_RECVMMSG, fd, 0, gramBatch)
@@ -74,7 +74,7 @@ func (d *datagrams) send(fd, from, to int, name *unix.RawSockaddrInet6) (int, er
 		h := &d.headers[i].hdr
 		h.Name, h.Namelen, h.Flags = nil, 0, 0
 		if name != nil {
-			h.Name, h.Namelen = (*byte)(unsafe.Pointer(name)), unix.SizeofSockaddrInet6
+			h.Name, h.Namelen = (*byte)(unsafe.Pointer(name)), unix.SizeofSockaddrInet6 //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 			if name.Family == unix.AF_INET {
 				h.Namelen = unix.SizeofSockaddrInet4
 			}
@@ -85,7 +85,7 @@ func (d *datagrams) send(fd, from, to int, name *unix.RawSockaddrInet6) (int, er
 
 func (d *datagrams) call(number uintptr, fd, at, n int) (int, error) {
 	for {
-		done, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&d.headers[at])), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+		done, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&d.headers[at])), uintptr(n), unix.MSG_DONTWAIT, 0, 0) //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		if errno == unix.EINTR {
 			continue
 		}
@@ -96,13 +96,20 @@ func (d *datagrams) call(number uintptr, fd, at, n int) (int, error) {
 	}
 }
 
+// swapPort changes between the byte order of the machine and the network's.
+func swapPort(p uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], p)
+	return binary.BigEndian.Uint16(b[:])
+}
+
 // rawSockaddr returns the address as the kernel wants it.
 func rawSockaddr(a netip.AddrPort) unix.RawSockaddrInet6 {
 	var sa unix.RawSockaddrInet6
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:], a.Port())
+	sa.Port = swapPort(a.Port())
 	if a.Addr().Is4() {
 		sa.Family = unix.AF_INET
-		(*unix.RawSockaddrInet4)(unsafe.Pointer(&sa)).Addr = a.Addr().As4()
+		(*unix.RawSockaddrInet4)(unsafe.Pointer(&sa)).Addr = a.Addr().As4() //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		return sa
 	}
 	sa.Family, sa.Addr = unix.AF_INET6, a.Addr().As16()

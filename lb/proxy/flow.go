@@ -98,7 +98,7 @@ func (c *conn) move(l *loop, f *flow, src, dst *sock) (again bool, err error) {
 			f.done = true
 			f.release(l)
 			if !c.up.done || !c.down.done { // else both are closed right away
-				_ = unix.Shutdown(int(dst.fd), unix.SHUT_WR)
+				_ = unix.Shutdown(dst.fd, unix.SHUT_WR)
 			}
 			return false, nil
 		}
@@ -174,7 +174,7 @@ const eof = -1
 // read reads once: a number of bytes, zero if there is nothing now, or eof.
 func (s *sock) read(b []byte) (int, error) {
 	for {
-		n, err := unix.Read(int(s.fd), b)
+		n, err := unix.Read(s.fd, b)
 		switch {
 		case err == nil && n == 0:
 			s.readable = false
@@ -198,7 +198,7 @@ func (s *sock) read(b []byte) (int, error) {
 // write writes what the socket takes now.
 func (s *sock) write(b []byte) (int, error) {
 	for {
-		n, err := unix.Write(int(s.fd), b)
+		n, err := unix.Write(s.fd, b)
 		switch {
 		case err == nil:
 			s.writable = n == len(b)
@@ -214,7 +214,7 @@ func (s *sock) write(b []byte) (int, error) {
 
 // passed counts bytes that went through.
 func (c *conn) passed(l *loop, f *flow, n int) {
-	if n == 0 {
+	if n <= 0 {
 		return
 	}
 	c.moved = l.now

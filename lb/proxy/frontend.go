@@ -127,8 +127,17 @@ type link struct {
 	drainAt atomic.Int64
 	// gone says that the member is not in the group any more; under fe.mu.
 	gone bool
-	// tracked are the connections and sessions by loop. Each loop has its own.
-	tracked []tracked
+	// tracked are the heads of the rings of connections and sessions by loop. Each
+	// loop has its own, nil before its first.
+	tracked []*tracked
+}
+
+// track puts a connection or session into the ring of its loop.
+func (k *link) track(l *loop, t *tracked, item cutter) {
+	if k.tracked[l.index] == nil {
+		k.tracked[l.index] = &tracked{}
+	}
+	k.tracked[l.index].push(t, item)
 }
 
 // tracked is a connection or session in the ring of its link in one loop.
@@ -143,7 +152,10 @@ type cutter interface {
 
 // cut ends everything that the link has in the loop.
 func (k *link) cut(l *loop) {
-	head := &k.tracked[l.index]
+	head := k.tracked[l.index]
+	if head == nil {
+		return
+	}
 	for t := head.front(); t != nil; t = head.front() {
 		item := t.item
 		l.guard(item, func() { item.cut(l) })
@@ -162,7 +174,7 @@ type drain struct {
 // drain cuts the link's connections of the loop at the time drainAt.
 func (k *link) drain(l *loop) {
 	at := k.drainAt.Load()
-	if at == 0 || k.tracked[l.index].front() == nil {
+	if head := k.tracked[l.index]; at == 0 || head == nil || head.front() == nil {
 		return
 	}
 	d := &drain{link: k}

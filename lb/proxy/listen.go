@@ -52,7 +52,7 @@ func (e *Engine) bind(id lb.Frontend) (int, error) {
 		return -1, err
 	}
 	if err := bindTo(fd, addr, id.Protocol); err != nil {
-		unix.Close(fd)
+		closeFD(fd)
 		return -1, err
 	}
 	return fd, nil
@@ -114,7 +114,7 @@ func (e *Engine) socket(addr netip.AddrPort, kind int, network string) (int, err
 		err = e.control(fd, addr, network)
 	}
 	if err != nil {
-		unix.Close(fd)
+		closeFD(fd)
 		return -1, err
 	}
 	return fd, nil
@@ -142,9 +142,9 @@ func sockaddrOf(a netip.AddrPort) unix.Sockaddr {
 func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port&0xffff))
 	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port&0xffff))
 	}
 	return netip.AddrPort{}
 }
@@ -164,8 +164,12 @@ var errRawFD = errors.New("only Control is possible before the socket is in use"
 
 var _ syscall.RawConn = rawFD(0)
 
+// closeFD closes a descriptor. Linux frees it whatever close(2) returns, and
+// there is nothing to be done about the rest.
+func closeFD(fd int) { _ = unix.Close(fd) }
+
 // reset closes a TCP socket so that the peer gets a reset.
 func reset(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	unix.Close(fd)
+	closeFD(fd)
 }

@@ -82,16 +82,16 @@ func newLoop(e *Engine, index int) (*loop, error) {
 	}
 	wakefd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		unix.Close(epfd)
+		closeFD(epfd)
 		return nil, fmt.Errorf("create event descriptor: %w", err)
 	}
 	l := &loop{e: e, index: index, epfd: epfd, wakefd: wakefd, scratch: make([]byte, scratchSize)}
 	if err := l.register(); err != nil {
-		unix.Close(wakefd)
+		closeFD(wakefd)
 		if l.file == nil {
-			unix.Close(epfd)
+			closeFD(epfd)
 		} else {
-			l.file.Close()
+			_ = l.file.Close()
 		}
 		return nil, err
 	}
@@ -184,8 +184,8 @@ func (l *loop) close() {
 		p.close()
 		l.e.files.give(2)
 	}
-	unix.Close(l.wakefd)
-	l.file.Close()
+	closeFD(l.wakefd)
+	_ = l.file.Close()
 }
 
 // wait waits for events or for the next timer.
@@ -235,7 +235,7 @@ func (l *loop) add(fd int, h handler, events uint32) (int32, error) {
 	if n := len(l.free); n > 0 {
 		i, l.free = l.free[n-1], l.free[:n-1]
 	} else {
-		i = int32(len(l.slots))
+		i = int32(len(l.slots)) //nolint:gosec // the limit on open files is lower
 		l.slots = append(l.slots, slot{})
 	}
 	s := &l.slots[i]

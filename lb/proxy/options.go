@@ -40,7 +40,7 @@ type Options struct {
 	// connected, as net.Dialer's and net.ListenConfig's fields of that name.
 	Control func(network, address string, c syscall.RawConn) error
 	// Loops is the number of event loops; 0 is one per processor that the program
-	// may use.
+	// may use, at most 32.
 	Loops int
 }
 
@@ -54,6 +54,7 @@ const (
 	fallbackFileLimit    = 1024
 	minReservedFiles     = 128
 	reservedFileFraction = 16
+	maxLoops             = 32
 )
 
 func (o Options) withDefaults() Options {
@@ -76,7 +77,7 @@ func (o Options) withDefaults() Options {
 		o.UDPSessionsPerSource = defaultUDPPerSource
 	}
 	if o.Loops <= 0 {
-		o.Loops = runtime.GOMAXPROCS(0)
+		o.Loops = min(runtime.GOMAXPROCS(0), maxLoops)
 	}
 	return o
 }

@@ -66,7 +66,7 @@ func (fe *frontend) link(i int) *link {
 		return k
 	}
 	c := &fe.view.candidates[i]
-	k := &link{memberKey: c.memberKey, fe: fe, tracked: make([]tracked, fe.loops)}
+	k := &link{memberKey: c.memberKey, fe: fe, tracked: make([]*tracked, fe.loops)}
 	k.member.Store(c.member)
 	k.check.Store(&c.check)
 	fe.byPos[i], fe.links[c.memberKey] = k, k

@@ -40,8 +40,8 @@ func newPipe() (*pipe, error) {
 }
 
 func (p *pipe) close() {
-	unix.Close(p.r)
-	unix.Close(p.w)
+	closeFD(p.r)
+	closeFD(p.w)
 }
 
 // getPipe returns an empty pipe, nil if there is none to be had.
@@ -95,7 +95,7 @@ func (c *conn) splice(l *loop, f *flow, src, dst *sock) (int, error) {
 // fill moves bytes from the socket into the empty pipe, as read does.
 func (p *pipe) fill(s *sock) (int, error) {
 	for {
-		n, err := unix.Splice(int(s.fd), nil, p.w, nil, pipeSize, spliceFlags)
+		n, err := unix.Splice(s.fd, nil, p.w, nil, pipeSize, spliceFlags)
 		switch {
 		case err == nil && n == 0:
 			s.readable = false
@@ -117,7 +117,7 @@ func (p *pipe) fill(s *sock) (int, error) {
 func (p *pipe) drain(s *sock) (int, error) {
 	total := 0
 	for p.held > 0 {
-		n, err := unix.Splice(p.r, nil, int(s.fd), nil, p.held, spliceFlags)
+		n, err := unix.Splice(p.r, nil, s.fd, nil, p.held, spliceFlags)
 		switch {
 		case err == nil:
 			p.held -= int(n)

@@ -84,7 +84,7 @@ func (u *udpListener) close(l *loop) {
 	if u.slot >= 0 {
 		l.drop(u.slot)
 	}
-	unix.Close(u.fd)
+	closeFD(u.fd)
 	l.e.files.give(1)
 }
 
@@ -135,7 +135,7 @@ func (u *udpListener) forward(l *loop, d *datagrams, client netip.AddrPort, i, j
 			// nobody got the first.
 			to = i + 1
 		}
-		n, err := d.send(int(s.fd), i, to, nil)
+		n, err := d.send(s.fd, i, to, nil)
 		switch {
 		case err == nil:
 			s.passed(l, d, i, i+n, &s.link.bytesIn)
@@ -285,7 +285,7 @@ type session struct {
 	link   *link
 	client netip.AddrPort
 	name   unix.RawSockaddrInet6 // client
-	fd     int32
+	fd     int
 	slot   int32
 	moved  int64
 
@@ -307,7 +307,7 @@ func (s *session) dial(l *loop, tried []*link) bool {
 		s.link = k
 		err := s.connect(l)
 		if err == nil {
-			k.tracked[l.index].push(&s.tracked, s)
+			k.track(l, &s.tracked, s)
 			k.connections.Add(1)
 			return true
 		}
@@ -325,7 +325,7 @@ func (s *session) connect(l *loop) error {
 	if err != nil {
 		return err
 	}
-	s.fd = int32(fd)
+	s.fd = fd
 	if err = unix.Connect(fd, l.sockaddr(addr)); err != nil {
 		return err
 	}
@@ -343,7 +343,7 @@ func (s *session) hangUp(l *loop) {
 		l.drop(s.slot)
 	}
 	if s.fd >= 0 {
-		unix.Close(int(s.fd))
+		closeFD(s.fd)
 	}
 	s.link, s.fd, s.slot = nil, -1, -1
 }
@@ -351,7 +351,7 @@ func (s *session) hangUp(l *loop) {
 // ready passes the member's datagrams on to the client.
 func (s *session) ready(l *loop, _ uint32) {
 	d := l.datagrams()
-	n, err := d.receive(int(s.fd))
+	n, err := d.receive(s.fd)
 	if errors.Is(err, unix.EAGAIN) {
 		return
 	}
