@@ -88,15 +88,15 @@ func readBounded(path string, most int64) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// saveHealthNowAndThen saves what is known when that has changed, but not with
-// every change.
+// saveHealthNowAndThen has saved what is known when that has changed, but not
+// with every change.
 func (l *loop) saveHealthNowAndThen() {
 	if l.healthChanged && time.Since(l.healthSaved) >= healthInterval {
 		l.saveHealth()
 	}
 }
 
-// saveHealth saves what is known of all targets in the plan.
+// saveHealth has saved what is known of all targets in the plan.
 func (l *loop) saveHealth() {
 	l.healthChanged, l.healthSaved = false, time.Now()
 	known := make(map[healthcheck.Target]healthcheck.Result, len(l.plan))
@@ -107,14 +107,5 @@ func (l *loop) saveHealth() {
 			}
 		}
 	}
-	data, err := encodeHealth(known)
-	if err == nil {
-		temporary := l.healthPath + ".new"
-		if err = os.WriteFile(temporary, data, 0o600); err == nil {
-			err = os.Rename(temporary, l.healthPath)
-		}
-	}
-	if err != nil {
-		l.log.Debug("the members' health cannot be saved", zap.Error(err))
-	}
+	l.saver.offer(known)
 }

@@ -18,6 +18,7 @@ import (
 // loop is what the one goroutine that decides knows. Nobody else touches it.
 type loop struct {
 	*Edge
+	saver  *saver
 	own    []netip.Addr // the machine's addresses
 	seeds  map[healthcheck.Target]healthcheck.Result
 	plan   plan

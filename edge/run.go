@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,7 +22,13 @@ const (
 // once.
 func (e *Edge) Run(ctx context.Context) error {
 	defer e.Close() //nolint:errcheck // the lock ends with the process at the latest
-	l := &loop{Edge: e, seeds: e.loadHealth()}
+	s := newSaver(e)
+	var saving sync.WaitGroup
+	defer saving.Wait()
+	defer close(s.health)
+	saving.Go(func() { s.run(ctx) })
+
+	l := &loop{Edge: e, saver: s, seeds: e.loadHealth()}
 	l.readOwnAddresses()
 	l.compile(l.snapshot(), survey{})
 	l.waitFirst(ctx)
@@ -48,7 +55,7 @@ func (l *loop) run(ctx context.Context) {
 	defer look.Stop()
 	look.Stop()
 	for {
-		force, troubled := false, l.troubled()
+		force, troubled := false, l.trouble
 		select {
 		case <-ctx.Done():
 			return
@@ -58,14 +65,14 @@ func (l *loop) run(ctx context.Context) {
 		case <-look.C:
 		case <-resync.C:
 			force = true
-			l.repair(ctx)
+			l.readOwnAddresses()
 		}
 		l.turn(ctx, force)
 		l.saveHealthNowAndThen()
 		// Reset only when there is a reason: work that comes more often than the
 		// timer's interval must not put it off for ever.
 		switch {
-		case l.troubled() && (force || !troubled):
+		case l.trouble && (force || !troubled):
 			resync.Reset(retryInterval)
 		case force:
 			resync.Reset(resyncInterval)
@@ -97,26 +104,6 @@ func (l *loop) turn(ctx context.Context, force bool) {
 	case <-rest.C:
 	case <-ctx.Done():
 	}
-}
-
-// repair looks at what nobody tells the edge of.
-func (l *loop) repair(ctx context.Context) {
-	l.readOwnAddresses()
-	for _, c := range l.clusters {
-		c.saveAgain(ctx)
-	}
-}
-
-// troubled tells whether something has to be tried again soon.
-func (l *loop) troubled() bool { return l.trouble || l.unsaved() }
-
-func (l *loop) unsaved() bool {
-	for _, c := range l.clusters {
-		if c.unsaved.Load() {
-			return true
-		}
-	}
-	return false
 }
 
 // readOwnAddresses learns the machine's addresses. What was learned before holds

@@ -103,6 +103,7 @@ func assemble(c Config, log *zap.Logger) (*parts, error) {
 		return nil, err
 	}
 	p.api = rest.NewServer(rest.ServerOptions{Handler: newAPI(c, p.edge, log), TLS: id.config(), Log: log})
+	p.edge.Registry().MustRegister(id.expiry())
 	p.management = &http.Server{
 		Handler: p.edge.Management(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: zap.NewStdLog(log),

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/eclusa-lb/eclusa/lb/rest"
@@ -101,6 +102,17 @@ func (i *identity) look() {
 		return
 	}
 	i.log.Info("the certificate files have changed and are in use", zap.String("subject", i.cert.Leaf.Subject.CommonName), zap.Time("expires", i.cert.Leaf.NotAfter))
+}
+
+// expiry returns a metric that warns of a certificate that nobody renews.
+func (i *identity) expiry() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "eclusa_edge_api_certificate_expiry_timestamp_seconds",
+		Help: "When the certificate of the API expires, in seconds since 1970.",
+	}, func() float64 {
+		cert, _ := i.current()
+		return float64(cert.Leaf.NotAfter.Unix())
+	})
 }
 
 // config returns the TLS configuration of a server that follows the files.
