@@ -30,7 +30,9 @@ func TestCCMRestarts(t *testing.T) {
 		s.Spec.Selector = map[string]string{"app": "web"}
 		before[s.Name] = c.serve(t, s)[0]
 	}
+	answers(t, c.client, netip.AddrPortFrom(before["web-0"], 80))
 	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-0"], 80), 50)
+	t.Cleanup(func() { c.ensureCCM(t) })
 	for _, p := range c.CCMs {
 		if err := p.Kill(); err != nil {
 			t.Fatal(err)
@@ -69,6 +71,7 @@ func TestTwoLeaders(t *testing.T) {
 		s.Spec.Selector = map[string]string{"app": "web"}
 		before[name] = c.serve(t, s)[0]
 	}
+	answers(t, c.client, netip.AddrPortFrom(before["web-a"], 80))
 	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-a"], 80), 50)
 	old := c.CCMs[0]
 	if err := old.Freeze(); err != nil {
@@ -155,7 +158,8 @@ func (c *cluster) restartCCM(t *testing.T) {
 	}
 }
 
-// replaceNode deletes the Node object and lets the kubelet register it anew.
+// replaceNode deletes the Node object and makes another of the same name.
+// kube-proxy ends itself when its Node goes, and is started again.
 func (c *cluster) replaceNode(t *testing.T, n *lab.Node) {
 	t.Helper()
 	if err := n.Kubelet.Stop(t.Context()); err != nil {
@@ -172,8 +176,10 @@ func (c *cluster) replaceNode(t *testing.T, n *lab.Node) {
 	if _, err := c.kube.CoreV1().Nodes().Create(t.Context(), fresh, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Kubelet.Start(); err != nil {
-		t.Fatal(err)
+	for _, p := range []*lab.Process{n.Kubelet, n.KubeProxy} {
+		if err := p.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := n.Ready(t.Context()); err != nil {
 		t.Fatal(err)
