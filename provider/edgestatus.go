@@ -22,34 +22,37 @@ const (
 	ReasonServing     = "Serving"     // Ready: it is reached and has what is wanted
 	ReasonPaused      = "Paused"      // Ready: it is reached, and nothing is written by order
 	ReasonNotDurable  = "NotDurable"  // Ready: it serves what it could not save
-	ReasonConnecting  = "Connecting"  // Ready Unknown: it was not reached yet
 	ReasonUnreachable = "Unreachable" // Ready False: it is not reached, or does not let us write
 	ReasonRejected    = "Rejected"    // Ready False: it takes no new configuration
 	ReasonUnconfirmed = "Unconfirmed" // RemovalHeld: removals wait for their confirmation
 	ReasonNothingHeld = "NothingHeld" // RemovalHeld False
 )
 
-// edgeStatus says in an Edge's status what the fleet knows about the edge. Times
-// of transition are kept from what the status was before, and set to now where
-// something turned. It reads nothing else and changes nothing.
+// edgeStatus says in an Edge's status what the fleet knows about the edge. What
+// nothing is known of yet stays as it was before, so that a new leader does not
+// begin by taking back what the one before has seen. Times of transition are kept
+// from before as well, and set to now where something turned. It changes nothing.
 func edgeStatus(w Wanted, s EdgeState, was v1alpha1.EdgeStatus, generation int64, now time.Time) v1alpha1.EdgeStatus {
-	out := v1alpha1.EdgeStatus{
-		Conditions:      slices.Clone(was.Conditions),
-		Name:            s.Info.Name,
-		Engine:          s.Info.Engine,
-		Version:         s.Info.Version,
-		DesiredRevision: signed(w.Config.Revision),
-		AppliedRevision: signed(s.Status.Revision),
-		LoadBalancers:   count(len(w.Config.LoadBalancers)),
-		NotDurable:      s.Status.Cursor != "" && !s.Status.Durable,
-		HeldRemovals:    slices.Clone(s.RemovalHeld[:min(len(s.RemovalHeld), v1alpha1.MaxHeldRemovals)]),
-		DriftRepaired:   signed(s.DriftRepaired),
+	if !s.Connected && s.Problem == "" {
+		return was
 	}
-	for _, c := range s.Info.Capabilities[:min(len(s.Info.Capabilities), 64)] {
-		out.Capabilities = append(out.Capabilities, string(c))
+	out := *was.DeepCopy()
+	out.DesiredRevision = signed(w.Config.Revision)
+	out.LoadBalancers = count(len(w.Config.LoadBalancers))
+	out.HeldRemovals = slices.Clone(s.RemovalHeld[:min(len(s.RemovalHeld), v1alpha1.MaxHeldRemovals)])
+	out.DriftRepaired = signed(s.DriftRepaired)
+	if s.Info.Schema != "" {
+		out.Name, out.Engine, out.Version, out.Capabilities = s.Info.Name, s.Info.Engine, s.Info.Version, nil
+		for _, c := range s.Info.Capabilities[:min(len(s.Info.Capabilities), maxCapabilities)] {
+			out.Capabilities = append(out.Capabilities, string(c))
+		}
 	}
-	out.LoadBalancersApplied, out.Refused = served(w, s)
-	out.Backends, out.BackendsUp, out.SickNodes = backends(s.Status)
+	if s.Status.Cursor != "" {
+		out.AppliedRevision = signed(s.Status.Revision)
+		out.LoadBalancersApplied, out.Refused = served(w, s)
+		out.Backends, out.BackendsUp, out.SickNodes = backends(s.Status)
+		out.NotDurable = !s.Status.Durable
+	}
 	for _, c := range []metav1.Condition{edgeReady(w, s, out.NotDurable), removalHeld(s)} {
 		c.ObservedGeneration = generation
 		c.LastTransitionTime = metav1.NewTime(now)
@@ -58,11 +61,12 @@ func edgeStatus(w Wanted, s EdgeState, was v1alpha1.EdgeStatus, generation int64
 	return out
 }
 
+// maxCapabilities is how many the API allows.
+const maxCapabilities = 64
+
 func edgeReady(w Wanted, s EdgeState, notDurable bool) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.EdgeReady, Status: metav1.ConditionTrue}
 	switch {
-	case !s.Connected && s.Problem == "":
-		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, ReasonConnecting, "the edge has not answered yet"
 	case !s.Connected:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, ReasonUnreachable, s.Problem
 	case w.Paused:

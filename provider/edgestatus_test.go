@@ -79,7 +79,6 @@ func TestEdgeStatusConditions(t *testing.T) {
 		reason  string
 		message string
 	}{
-		{"not reached yet", func(_ *Wanted, s *EdgeState) { *s = EdgeState{Name: "a"} }, "Ready", "Unknown", "Connecting", "has not answered yet"},
 		{"gone", func(_ *Wanted, s *EdgeState) { s.Connected, s.Problem = false, "connection refused" }, "Ready", "False", "Unreachable", "connection refused"},
 		{"refuses", func(_ *Wanted, s *EdgeState) { s.Problem = "too many" }, "Ready", "False", "Rejected", "too many"},
 		{"paused", func(w *Wanted, _ *EdgeState) { w.Paused = true }, "Ready", "True", "Paused", "spec.paused is set"},
@@ -118,8 +117,25 @@ func TestEdgeStatusKeepsTransitions(t *testing.T) {
 	}
 }
 
+func TestEdgeStatusBeginsWithWhatWasKnown(t *testing.T) {
+	w, s := serving()
+	was := edgeStatus(w, s, v1alpha1.EdgeStatus{}, 1, noon)
+	later := noon.Add(time.Hour)
+	if diff := cmp.Diff(was, edgeStatus(w, EdgeState{Name: "a"}, was, 1, later)); diff != "" {
+		t.Errorf("a leader that has not reached the edge changes its status:\n%s", diff)
+	}
+	reached := EdgeState{Name: "a", Connected: true, Info: s.Info, DriftRepaired: s.DriftRepaired}
+	if diff := cmp.Diff(was, edgeStatus(w, reached, was, 1, later)); diff != "" {
+		t.Errorf("a leader that has no status yet changes it:\n%s", diff)
+	}
+	failed := edgeStatus(w, EdgeState{Name: "a", Problem: "no route"}, was, 1, later)
+	if c := meta.FindStatusCondition(failed.Conditions, "Ready"); c.Status != "False" || failed.Engine != "proxy" || failed.Backends != 3 {
+		t.Errorf("status is %+v; want not ready, and the rest as it was", failed)
+	}
+}
+
 func TestEdgeStatusIsBounded(t *testing.T) {
-	w, s := Wanted{Config: config(1, 2000, 1)}, EdgeState{Connected: true, Withheld: map[lb.UID]lb.Problem{}}
+	w, s := Wanted{Config: config(1, 2000, 1)}, EdgeState{Connected: true, Info: lb.Info{Schema: "v1"}, Status: lb.Status{Cursor: "1.1"}, Withheld: map[lb.UID]lb.Problem{}}
 	members := make(map[lb.NodeName]lb.MemberStatus)
 	for i := range 2000 {
 		s.Withheld[uid(i)] = lb.Problem{Type: "unsupported", Detail: strings.Repeat("x", 5000)}
