@@ -3,7 +3,6 @@ package provider
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -102,53 +101,4 @@ func (p *Provider) tellEdge(edge, eventType, reason, message string) {
 	if e, typed := o.(*v1alpha1.Edge); err == nil && ok && typed {
 		p.speaker.tell(e, Event{Type: eventType, Reason: reason, Message: message})
 	}
-}
-
-// ConfirmRemovals returns those of the keys, which are as in
-// [lb.RemovalHeldError], that a fresh list of the API server shows to be right:
-// there is no such Service that is ours, and no such Node that may take traffic.
-func (p *Provider) ConfirmRemovals(ctx context.Context, keys []string) ([]string, error) {
-	var services, nodes bool
-	for _, k := range keys {
-		services = services || strings.HasPrefix(k, loadBalancerKey)
-		nodes = nodes || strings.HasPrefix(k, nodeKey)
-	}
-	there := map[string]bool{}
-	if services {
-		if err := p.listServices(ctx, there); err != nil {
-			return nil, fmt.Errorf("list Services to confirm removals: %w", err)
-		}
-	}
-	if nodes {
-		list, err := p.clients.write.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return nil, fmt.Errorf("list Nodes to confirm removals: %w", err)
-		}
-		for i := range list.Items {
-			if !excluded(&list.Items[i]) {
-				there[nodeKey+list.Items[i].Name] = true
-			}
-		}
-	}
-	var confirmed []string
-	for _, k := range keys {
-		if !there[k] {
-			confirmed = append(confirmed, k)
-		}
-	}
-	return confirmed, nil
-}
-
-// listServices notes the keys of all Services that are ours.
-func (p *Provider) listServices(ctx context.Context, there map[string]bool) error {
-	list, err := p.clients.write.CoreV1().Services("").List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return err
-	}
-	for i := range list.Items {
-		if p.controllers().PathOf(&list.Items[i]) != Nobody {
-			there[loadBalancerKey+string(list.Items[i].UID)] = true
-		}
-	}
-	return nil
 }
