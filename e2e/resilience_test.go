@@ -145,7 +145,7 @@ func (c *cluster) driftRepaired(t *testing.T) int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return int64(sum(families["eclusa_ccm_drift_repaired_total"], "", ""))
+	return int64(sum(families["eclusa_ccm_edge_drift_repaired_total"], "", ""))
 }
 
 // event returns an error unless there is an Event of that reason.
