@@ -164,4 +164,4 @@ func ailment(m lb.MemberStatus) string {
 
 // signed and count bring numbers into the types of the API.
 func signed(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
-func count(n int) int32     { return int32(min(n, math.MaxInt32)) }
+func count(n int) int32     { return int32(min(n, math.MaxInt32)) } //nolint:gosec // bounded

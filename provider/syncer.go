@@ -294,5 +294,5 @@ func backoff(failures int, most time.Duration) time.Duration {
 	if failures < 16 {
 		d = min(most, minBackoff<<failures)
 	}
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // nobody gains by guessing it
 }

@@ -191,8 +191,9 @@ func fieldThatNeeds(l lb.LoadBalancer, need lb.Capability) string {
 		return "maxConnections"
 	case lb.Capability(l.Algorithm):
 		return "algorithm"
+	default:
+		return ""
 	}
-	return ""
 }
 
 // sortedKeys returns the keys of a set in order.

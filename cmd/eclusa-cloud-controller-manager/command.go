@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -126,9 +127,9 @@ func aliases() map[string]string {
 
 // main reads everything that can be wrong before anything is begun.
 func (p *program) main(cmd *cobra.Command) error {
-	verbosity := 0
-	if v := p.flags.Lookup("v"); v != nil {
-		fmt.Sscan(v.Value.String(), &verbosity) //nolint:errcheck // the flag itself has checked it
+	verbosity, err := strconv.Atoi(p.flags.Lookup("v").Value.String())
+	if err != nil {
+		return &usageError{fmt.Errorf("-v: %w", err)}
 	}
 	log, err := p.log.build(verbosity)
 	if err != nil {

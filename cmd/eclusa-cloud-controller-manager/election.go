@@ -67,14 +67,14 @@ func elect(ctx context.Context, c *appconfig.CompletedConfig, identity string, w
 	if ctx.Err() == nil {
 		return fmt.Errorf("%w: %q could not be renewed within %s", errLeadershipLost, s.ResourceNamespace+"/"+s.ResourceName, s.RenewDeadline.Duration)
 	}
-	release(lock, log)
+	release(context.WithoutCancel(ctx), lock, log)
 	return nil
 }
 
 // release gives the Lease back if it is ours. The elector would do so as well,
 // but also when it could not renew it, and then keep us leading while it tries.
-func release(lock resourcelock.Interface, log *zap.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+func release(ctx context.Context, lock resourcelock.Interface, log *zap.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	record, _, err := lock.Get(ctx)
 	if err == nil && record.HolderIdentity == lock.Identity() {
