@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +20,8 @@ import (
 // come and go at the same time.
 type footprint struct {
 	dir, cgroup string
-	spaces      map[string]string // process and network namespaces, to their hosts
+	spaces      map[string]string // process, network and mount namespaces, to their hosts
+	taken       uint64            // when, as start times of processes are counted
 }
 
 func footprints(t *testing.T, l *Lab) footprint {
@@ -33,6 +36,7 @@ func footprints(t *testing.T, l *Lab) footprint {
 			f.spaces[id] = h.Name
 		}
 	}
+	f.taken = now(t)
 	if found := f.find(t); len(found) < 2*len(f.spaces)/3 {
 		t.Fatalf("found only %d things of a running lab: %q", len(found), found)
 	}
@@ -64,11 +68,7 @@ func (f footprint) find(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		named := strings.Contains(line, f.dir)
-		for id := range f.spaces {
-			named = named || strings.Contains(line, id)
-		}
-		if named {
+		if strings.Contains(line, f.dir) {
 			all = append(all, "mount "+line)
 		}
 	}
@@ -103,13 +103,43 @@ func (f footprint) processes() []string {
 		for _, kind := range []string{"pid", "net", "mnt"} {
 			// Unreadable when it has just ended.
 			id, _ := os.Readlink(p + "/ns/" + kind)
-			if host, ok := f.spaces[id]; ok {
+			// The kernel gives the numbers of dead namespaces to new ones,
+			// whose processes are younger.
+			if host, ok := f.spaces[id]; ok && f.older(p) {
 				all = append(all, what+", on "+host)
 				break
 			}
 		}
 	}
 	return all
+}
+
+// older reports whether the process in /proc/PID was there when the footprint
+// was taken.
+func (f footprint) older(proc string) bool {
+	pid, err := strconv.Atoi(filepath.Base(proc))
+	if err != nil {
+		return false
+	}
+	p, err := ledger.Find(pid)
+	return err == nil && p.Started <= f.taken
+}
+
+// now is the start time of a process that starts now.
+func now(t *testing.T) uint64 {
+	t.Helper()
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := ledger.Find(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return p.Started
 }
 
 func exists(path string) bool {

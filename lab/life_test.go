@@ -80,7 +80,9 @@ func restartParts(t *testing.T, l *Lab) {
 	if err := l.ControlPlane.Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	frozen := l.ControlPlane.Scheduler
+	// One that has long been running, and so handles SIGTERM by itself: the
+	// kernel ends any other, frozen or not.
+	frozen := l.Nodes[0].Kubelet
 	if err := frozen.Freeze(); err != nil {
 		t.Fatal(err)
 	}
