@@ -36,6 +36,9 @@ func InNamespaces(t *testing.T, run func(n Network)) {
 		if err != nil {
 			t.Fatalf("make namespaces: %v", err)
 		}
+		if err := n.settle(); err != nil {
+			t.Fatal(err)
+		}
 		run(n)
 		return
 	}
@@ -199,6 +202,31 @@ func (n *namespaces) connect(link, place string, side int, behind string) error 
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// settle waits until packets flow, since the kernel takes up to a second to bring
+// new links into use.
+func (n *namespaces) settle() error {
+	for _, f := range n.families {
+		for _, way := range []struct {
+			from netns.NsHandle
+			to   netip.Addr
+		}{{n.edge, n.Member(f)}, {n.client, n.address("vip", f)}} {
+			var err error
+			if !poll(func() bool {
+				err = n.within(way.from, func() error {
+					ctx, cancel := context.WithTimeout(context.Background(), soon)
+					defer cancel()
+					_, err := dial(ctx, netip.Addr{}, lb.Frontend{Addr: way.to, Port: 9, Protocol: lb.TCP})
+					return err
+				})
+				return errors.Is(err, unix.ECONNREFUSED)
+			}) {
+				return fmt.Errorf("reach %s: got %v; want that nobody listens", way.to, err)
+			}
+		}
+	}
+	return nil
 }
 
 // within calls f on a thread in another namespace.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -37,7 +38,8 @@ var lastPlace atomic.Uint32
 func newPlace(t testing.TB, o Options, p lb.Protocol, members int) *place {
 	t.Helper()
 	id := lastPlace.Add(1)
-	addr := func(last int) netip.Addr { return netip.AddrFrom4([4]byte{127, 200, byte(id), byte(last)}) }
+	second := byte(192 + os.Getpid()%60) // keeps processes apart
+	addr := func(last int) netip.Addr { return netip.AddrFrom4([4]byte{127, second, byte(id), byte(last)}) }
 	e := New(o)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
