@@ -38,6 +38,7 @@ type conn struct {
 
 	src     netip.Addr
 	tried   []*link // members that failed
+	silent  bool    // one of them did not answer, rather than refuse
 	started int64
 	moved   int64 // when bytes moved last
 	tries   uint8
@@ -78,6 +79,11 @@ func (c *conn) dial(l *loop) {
 	o := &l.e.opts
 	for int(c.tries) < o.DialAttempts && l.now-c.started < int64(o.DialBudget) {
 		k := c.fe.pick(l.now, c.src, c.tried)
+		if k == nil && c.silent {
+			// Nobody is left, but a packet may just have been lost: ask again.
+			c.tried, c.silent = nil, false
+			continue
+		}
 		if k == nil {
 			break
 		}
@@ -243,6 +249,7 @@ func (c *conn) cut(l *loop) {
 // expire ends a dial that takes too long, or a connection on which nothing moves.
 func (c *conn) expire(l *loop) {
 	if c.state == dialing {
+		c.silent = true
 		c.undial(l, errNoAnswer)
 		c.dial(l)
 		return

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/lbtest"
 )
 
 // dialError is a call of OnDialError.
@@ -67,6 +69,20 @@ func TestOwnFaultsAreNotTold(t *testing.T) {
 	}
 	if got := p.counters().Refused[lb.RefusedNoMember]; got != 1 {
 		t.Errorf("refused: got %d; want 1", got)
+	}
+}
+
+// TestSilentMemberIsAskedAgain: when nobody else is left, one lost packet must
+// not cost a connection.
+func TestSilentMemberIsAskedAgain(t *testing.T) {
+	p := newPlace(t, Options{DialTimeout: 100 * time.Millisecond, DialAttempts: 3}, lb.TCP, 1)
+	lbtest.Loopback().Silence(t, netip.AddrPortFrom(p.backends()[0].Addr, 31080))
+	p.set()
+	if _, err := p.ask("hello"); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a client of a silent member: got %v; want a reset", err)
+	}
+	if got := p.counters().Members[0].DialErrors; got != 3 {
+		t.Errorf("dials to a silent member that is the only one: got %d; want all 3 attempts", got)
 	}
 }
 

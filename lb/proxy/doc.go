@@ -27,8 +27,10 @@
 //
 // # Members that fail
 //
-// A dial takes at most 500 ms; a connection tries up to three different members
-// within two seconds and is reset if none answers. A member that failed is
+// A dial takes at most 500 ms; a connection tries up to three members within two
+// seconds and is reset if none answers. A member is tried a second time only if
+// no other is left and it was silent, not refusing: the one packet may have been
+// lost, and the kernel would send it again only after a second. A member that failed is
 // avoided while there are others, but for one connection per second that
 // tries it again, so that a dead member costs one delayed connection per second
 // from its first failure on until the health check takes it out. A member that
