@@ -118,18 +118,18 @@ func TestAddressPoolRules(t *testing.T) {
 func TestEdgeRules(t *testing.T) {
 	d := readDefinition(t, "edges")
 	for endpoint, want := range map[string]string{
-		"https://edge-1:9440":       "",
-		"https://192.0.2.1:9440/":   "",
+		"https://edge-1:7443":       "",
+		"https://192.0.2.1:7443/":   "",
 		"https://[2001:db8::1]:443": "",
 		"https://edge-1":            "",
-		"http://edge-1:9440":        "must be an https URL",
-		"edge-1:9440":               "must be an https URL",
+		"http://edge-1:7443":        "must be an https URL",
+		"edge-1:7443":               "must be an https URL",
 		"https://":                  "at least 9 chars",
-		"https://:9440":             "must be an https URL",
-		"https://edge-1:9440/v1":    "must have no path",
-		"https://edge-1:9440?a=b":   "must have no path",
-		"https://me@edge-1:9440":    "must have no path",
-		"https://edge-1:9440/#x":    "must have no path",
+		"https://:7443":             "must be an https URL",
+		"https://edge-1:7443/v1":    "must have no path",
+		"https://edge-1:7443?a=b":   "must have no path",
+		"https://me@edge-1:7443":    "must have no path",
+		"https://edge-1:7443/#x":    "must have no path",
 	} {
 		check(t, endpoint, want, validate(t, d, map[string]any{
 			"apiVersion": "eclusa.io/v1alpha1", "kind": "Edge",

@@ -35,11 +35,11 @@ type Edge struct {
 
 // EdgeSpec says where an edge is reached and what it is to do.
 type EdgeSpec struct {
-	// Endpoint is the URL of the edge's API, such as https://edge-1:9440.
+	// Endpoint is the URL of the edge's API, such as https://edge-1:7443.
 	//
 	// +kubebuilder:validation:MinLength=9
 	// +kubebuilder:validation:MaxLength=512
-	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() == 'https' && url(self).getHostname() != ''",message="must be an https URL with a host, such as https://edge-1:9440"
+	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() == 'https' && url(self).getHostname() != ''",message="must be an https URL with a host, such as https://edge-1:7443"
 	// +kubebuilder:validation:XValidation:rule="!isURL(self) || (url(self).getEscapedPath() in ['', '/'] && url(self).getQuery().size() == 0 && !self.contains('@') && !self.contains('#'))",message="must have no path, query, fragment or user name"
 	Endpoint string `json:"endpoint"`
 
