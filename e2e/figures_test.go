@@ -27,7 +27,8 @@ func rounds(t *testing.T) int {
 }
 
 // From the creation of a Service to the first request answered outside, its pods
-// running already.
+// running already. Services come one at a time: kube-proxy takes note of changes
+// once a second at most, and would else make each wait for the one before.
 func TestFigureFirstRequest(t *testing.T) {
 	c := inLab(t)
 	ns := c.namespace(t)
@@ -39,6 +40,7 @@ func TestFigureFirstRequest(t *testing.T) {
 		begun := time.Now()
 		answers(t, c.client, netip.AddrPortFrom(c.serve(t, s)[0], 80))
 		took = append(took, time.Since(begun))
+		pause(t.Context(), 1500*time.Millisecond)
 	}
 	t.Logf("from the Service to the first request answered: median %s, worst %s of %d",
 		median(took).Round(time.Millisecond), worst(took).Round(time.Millisecond), len(took))
