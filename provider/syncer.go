@@ -96,7 +96,7 @@ func (s *syncer) Run(ctx context.Context) error {
 		<-s.after
 	}
 	defer s.hangUp()
-	for failures := 0; ; failures++ {
+	for failures, restarts := 0, 0; ; {
 		began := time.Now()
 		err := s.converse(ctx)
 		if ctx.Err() != nil {
@@ -107,15 +107,18 @@ func (s *syncer) Run(ctx context.Context) error {
 			return err
 		}
 		if time.Since(began) >= settled {
-			failures = 0
+			failures, restarts = 0, 0
 		}
-		pause := backoff(failures, maxBackoff)
+		pause := backoff(failures+restarts, maxBackoff)
 		if errors.Is(err, errRestart) {
-			if failures == 0 {
+			// The first time at once: usually that is all it takes.
+			if restarts == 0 {
 				pause = 0
 			}
+			restarts++
 			s.log.Info("edge is read back", zap.Duration("in", pause), zap.Error(err))
 		} else {
+			failures, restarts = failures+1, 0
 			s.lost(err, pause)
 		}
 		if !s.rest(ctx, began, pause) {

@@ -459,3 +459,38 @@ func TestSyncerTriesAtABoundedRate(t *testing.T) {
 		}
 	})
 }
+
+// TestSyncerClaimsAtOnceAfterALoss has an edge lose its state and go away for a
+// moment, which takes a new connection and a new claim.
+func TestSyncerClaimsAtOnceAfterALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		r.set("a", config(1, 2, 2))
+		r.settle(time.Minute)
+		r.edges["a"].Down(errors.New("connection reset"))
+		synctest.Wait()
+		r.edges["a"].LoseState()
+		r.edges["a"].Down(nil)
+		r.settle(minBackoff)
+		r.holds("a", config(1, 2, 2))
+	})
+}
+
+// TestSyncerDoesNotSpin has an edge that never shows what it has acknowledged.
+func TestSyncerDoesNotSpin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		r.set("a", config(1, 1, 1))
+		r.settle(time.Minute)
+		before := r.edges["a"].Calls(lbtest.CallInfo)
+		for range 600 {
+			if err := r.edges["a"].Drift(config(0, 3, 3)); err != nil {
+				t.Fatal(err)
+			}
+			r.settle(100 * time.Millisecond)
+		}
+		if n := r.edges["a"].Calls(lbtest.CallInfo) - before; n > 130 {
+			t.Errorf("an edge that changes without end was read back %d times in a minute, want no more than about one a second", n)
+		}
+	})
+}
