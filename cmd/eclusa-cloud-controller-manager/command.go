@@ -21,12 +21,14 @@ import (
 
 const programName = "eclusa-cloud-controller-manager"
 
-// What fits clusters of 5,000 Services: when the program starts, the stock
-// controller sends an Event for each of them and patches the finalizer of new
-// ones, with this client; ours has its own.
+// What fits clusters of 5,000 Services. With these rates the stock controller
+// sends an Event for each of them when the program starts, and patches the
+// finalizer of new ones; nobody waits for either. Our own writer, for which people
+// wait, has a rate of its own, and an API server that is not to be kept busy by
+// others.
 const (
-	defaultQPS          = 200
-	defaultBurst        = 400
+	defaultQPS          = 100
+	defaultBurst        = 200
 	defaultServiceSyncs = 10
 )
 

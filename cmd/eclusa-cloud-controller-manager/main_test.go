@@ -45,7 +45,7 @@ func TestProgramExplainsItself(t *testing.T) {
 		`--cloud-provider string`, `(default "eclusa")`,
 		`--leader-elect-resource-name string`, `(default "eclusa-cloud-controller-manager")`,
 		"--concurrent-service-syncs int32", "(default 10)",
-		"--kube-api-qps float32", "(default 200)", "(default 400)",
+		"--kube-api-qps float32", "(default 100)", "(default 200)",
 		"It exits with 1 if",
 	} {
 		if !strings.Contains(out, want) {
