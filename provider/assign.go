@@ -29,6 +29,11 @@ func (r *round) assign() {
 		case proposed && sameAddresses(before.addrs, p.addrs):
 			p.at = before.at
 		}
+		if !proposed || !sameAddresses(before.addrs, p.addrs) {
+			for _, a := range p.addrs {
+				r.note("address is assigned", s.translation.LoadBalancer.Name, a)
+			}
+		}
 		proposals[s.uid] = p
 	}
 	r.proposals = proposals
@@ -54,6 +59,9 @@ func (r *round) grant() {
 	results := ipam.Assign(pools, claims, quarantined)
 	for _, s := range r.subjects {
 		s.grant = grantOf(s, results[string(s.uid)])
+		if !s.grant.ok && len(r.quarantine.truncated) > 0 {
+			s.grant.message += fmt.Sprintf("; after a restart pools %v assign nothing new before all their edges were reached, since more addresses are in quarantine than their status can list", sortedNames(r.quarantine.truncated))
+		}
 	}
 }
 
@@ -93,7 +101,7 @@ func (r *round) eligible(s *subject, known map[string][]string) []string {
 	names, ok := known[key]
 	if !ok {
 		for _, p := range r.pools {
-			if r.admits(p, s) {
+			if r.admits(p, s) && !r.quarantine.truncated[p.Name] {
 				names = append(names, p.Name)
 			}
 		}

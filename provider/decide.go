@@ -3,6 +3,7 @@ package provider
 import (
 	"cmp"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -24,8 +25,19 @@ type Decision struct {
 	Unsaved map[lb.UID]bool
 	// WakeIn is when decisions are due again though nothing changes; zero is never.
 	WakeIn time.Duration
+	// Notes are what people who read the log should know.
+	Notes []Note
 	// Stats are counted for the metrics.
 	Stats Stats
+}
+
+// Note is something that was decided about an address or a node.
+type Note struct {
+	// What happened, and why if that is not plain.
+	What string
+	// Object is the Service or node, Address its address if it is about one.
+	Object  string
+	Address netip.Addr
 }
 
 // decider makes decisions, remembering what no object in the cluster can tell:
@@ -43,6 +55,8 @@ type decider struct {
 	waiting      map[lb.UID]time.Time
 	messages     map[lb.UID]words
 	statuses     map[Target]words
+	changes      map[lb.UID]time.Time // when a Service changed that no edge has confirmed
+	unusable     map[lb.NodeName]string
 }
 
 // newDecider returns a decider without memories.
@@ -57,13 +71,18 @@ func newDecider() *decider {
 		waiting:      map[lb.UID]time.Time{},
 		messages:     map[lb.UID]words{},
 		statuses:     map[Target]words{},
+		changes:      map[lb.UID]time.Time{},
 	}
 }
 
-// translated is a Translation of one version of a Service.
+// translated is everything that is read from one version of a Service.
 type translated struct {
 	svc *v1.Service
 	*Translation
+	recorded []netip.Addr
+	at       time.Time
+	ingress  []netip.Addr
+	strange  bool
 }
 
 // proposal is addresses that a Service is to have and that are not recorded yet.
@@ -92,8 +111,14 @@ type round struct {
 	votes    map[voteKey]vote
 	writes   map[Target]Write
 	unsaved  map[lb.UID]bool
+	names    []string // of the edges, in order
 	wake     time.Duration
+	notes    []Note
 	stats    Stats
+}
+
+func (r *round) note(what, object string, a netip.Addr) {
+	r.notes = append(r.notes, Note{what, object, a})
 }
 
 // wakeIn asks for another round after some time.
@@ -116,10 +141,13 @@ func (d *decider) decide(w World) Decision {
 	r.pools, r.faults = readPools(w.Pools)
 	r.serving = edgeSets(r.pools, w.Edges)
 	r.quarantine.load(w.Pools)
+	r.noteUnusable()
 	r.sortServices()
+	r.vouch()
+	r.findStrangers()
+	r.quarantine.confirm(r)
 	r.assign()
 	r.keepHoldings()
-	r.quarantine.confirm(r)
 	r.findUnsaved()
 	r.build()
 	wanted := r.configure()
@@ -127,7 +155,7 @@ func (d *decider) decide(w World) Decision {
 	r.writePools()
 	r.writeEdges(wanted)
 	r.count()
-	return Decision{Wanted: wanted, Writes: r.writes, Unsaved: r.unsaved, WakeIn: r.wake, Stats: r.stats}
+	return Decision{Wanted: wanted, Writes: r.writes, Unsaved: r.unsaved, WakeIn: r.wake, Notes: r.notes, Stats: r.stats}
 }
 
 // sortServices finds out which Services are ours.
@@ -140,18 +168,14 @@ func (r *round) sortServices() {
 			continue
 		}
 		uid := uidOf(svc)
-		t, ok := r.translations[uid]
-		if !ok || t.svc != svc {
-			translation := Translate(svc)
-			t = translated{svc, &translation}
-		}
+		t := r.translate(uid, svc)
 		translations[uid] = t
 		s := &subject{
 			svc: svc, uid: uid, path: path, translation: t.Translation,
 			endpoints: r.Endpoints(svc.Namespace, svc.Name),
-			recorded:  recordedAddresses(svc),
+			recorded:  t.recorded, at: t.at, told: t.ingress,
 		}
-		r.hold(s)
+		r.hold(s, t)
 		r.subjects = append(r.subjects, s)
 	}
 	r.translations = translations
@@ -160,23 +184,49 @@ func (r *round) sortServices() {
 	})
 }
 
+// translate reads a Service, unless this version was read before. A Translation
+// that says the same as before is the same pointer.
+func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
+	before, known := r.translations[uid]
+	if known && before.svc == svc {
+		return before
+	}
+	translation := Translate(svc)
+	t := translated{svc: svc, Translation: &translation, recorded: recordedAddresses(svc)}
+	t.ingress, t.strange = ingressAddresses(svc)
+	if at, err := time.Parse(time.RFC3339, svc.Annotations[string(AnnotationAssignedAt)]); err == nil && len(t.recorded) > 0 {
+		t.at = at
+	}
+	switch {
+	case known && reflect.DeepEqual(before.Translation, t.Translation):
+		t.Translation = before.Translation
+	case known || conditionOf(svc, ConditionProgrammed) == nil:
+		if _, waits := r.changes[uid]; !waits {
+			r.changes[uid] = r.Now
+		}
+	}
+	return t
+}
+
 // hold finds out which addresses are the Service's already, and whether
 // somebody else looks after it.
-func (r *round) hold(s *subject) {
+func (r *round) hold(s *subject, t translated) {
 	p, proposed := r.proposals[s.uid]
-	s.at = p.at
-	if at, err := time.Parse(time.RFC3339, s.svc.Annotations[string(AnnotationAssignedAt)]); err == nil && len(s.recorded) > 0 {
-		s.at = at
+	if s.at.IsZero() {
+		s.at = p.at
 	}
 	s.held = slices.Clone(s.recorded)
 	if proposed {
 		s.held = appendNew(s.held, p.addrs...)
 	}
-	ingress, strange := ingressAddresses(s.svc)
-	for _, a := range ingress {
+	strange := t.strange
+	for _, a := range t.ingress {
+		if slices.Contains(s.held, a) {
+			continue
+		}
 		if poolOf(r.pools, a) != nil {
-			s.held = appendNew(s.held, a)
-		} else if !slices.Contains(s.held, a) {
+			s.held = append(s.held, a)
+		} else {
 			strange = true
 		}
 	}
@@ -271,6 +321,16 @@ func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Membe
 		}
 	}
 	return members
+}
+
+// noteUnusable notes nodes that cannot take traffic, once.
+func (r *round) noteUnusable() {
+	for name, why := range r.nodes.Unusable {
+		if r.unusable[name] != why {
+			r.note("node is left out: it "+why, string(name), netip.Addr{})
+		}
+	}
+	r.unusable = r.nodes.Unusable
 }
 
 // edgeObjects returns the Edge objects that are not about to be deleted, by name.

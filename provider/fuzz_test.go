@@ -63,6 +63,19 @@ func FuzzDecide(f *testing.F) {
 	})
 }
 
+// TestManySeeds is FuzzDecide without the wait for an instrumented build.
+func TestManySeeds(t *testing.T) {
+	for seed := range uint64(2000) {
+		s := newSimulation(t)
+		s.randomise(rand.New(rand.NewPCG(seed, 1)))
+		s.settle()
+		s.check()
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
 // randomise fills the world.
 func (s *simulation) randomise(r *rand.Rand) {
 	pick := func(choices ...string) string { return choices[r.IntN(len(choices))] }

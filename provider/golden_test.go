@@ -137,13 +137,18 @@ func (s *simulation) round() bool {
 // settle decides until nothing is left to write.
 func (s *simulation) settle() {
 	s.t.Helper()
-	for range 10 {
+	quiet := 0
+	for range 12 {
 		s.world.Now = s.world.Now.Add(10 * time.Second)
-		if !s.round() {
+		if s.round() {
+			quiet = 0
+		} else if quiet++; quiet == 2 { // what edges do is seen a round later
 			return
 		}
 	}
-	s.t.Error("after ten rounds there is still something to write")
+	for target, w := range s.decider.decide(s.world).Writes {
+		s.t.Errorf("after twelve rounds there is still something to write: %s: %s", target, w.Patch)
+	}
 }
 
 func (s *simulation) write(t Target, w Write) {

@@ -15,6 +15,7 @@ import (
 type metrics struct {
 	writes *prometheus.CounterVec
 	rounds prometheus.Histogram
+	apply  prometheus.Histogram
 
 	mu      sync.Mutex
 	stats   Stats
@@ -44,6 +45,10 @@ func newMetrics() *metrics {
 			Name: "eclusa_ccm_round_duration_seconds", Help: "Time that one round of decisions about all Services takes.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
+		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "eclusa_ccm_service_apply_duration_seconds", Help: "Time from the moment in which a change of a Service is seen until every edge that serves it has applied that, the recording of a new address included.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 2, 14),
+		}),
 	}
 }
 
@@ -57,6 +62,7 @@ func (m *metrics) Describe(c chan<- *prometheus.Desc) {
 	}
 	m.writes.Describe(c)
 	m.rounds.Describe(c)
+	m.apply.Describe(c)
 }
 
 // Collect sends all metrics.
@@ -78,6 +84,7 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	gauge(waitingDesc, float64(waiting))
 	m.writes.Collect(c)
 	m.rounds.Collect(c)
+	m.apply.Collect(c)
 	if f == nil {
 		return
 	}
@@ -100,6 +107,9 @@ func (m *metrics) set(s Stats, waiting int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stats, m.waiting = s, waiting
+	for _, d := range s.Applied {
+		m.apply.Observe(d.Seconds())
+	}
 }
 
 // watch says whose edges the metrics tell of.

@@ -125,11 +125,11 @@ func (p *servicePatch) empty() bool {
 }
 
 // write returns the patch. Everything that others decide on (annotations,
-// finalizers) has the resourceVersion as its precondition, so that it is only
-// written onto the version that was decided on.
+// finalizers, the addresses in the status) has the resourceVersion as its
+// precondition, so that it is only written onto the version that was decided on.
 func (p *servicePatch) write() (Write, error) {
 	meta := map[string]any{"uid": p.svc.UID}
-	if p.changesMeta() {
+	if p.changesMeta() || p.setIngress {
 		meta["resourceVersion"] = p.svc.ResourceVersion
 	}
 	if len(p.annotations) > 0 {

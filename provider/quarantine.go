@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -27,6 +28,10 @@ type quarantine struct {
 	addrs map[netip.Addr]*quarantined
 	// loaded are the pools whose status was read, by UID.
 	loaded map[string]bool
+	// truncated are pools whose status, when it was read, could not list all that
+	// was in quarantine: nothing new is assigned of them before all their edges
+	// have told what they hold.
+	truncated map[string]bool
 	// released are Services that are not ours any more and whose addresses were
 	// put into quarantine, which is done once.
 	released map[lb.UID]bool
@@ -37,7 +42,7 @@ type quarantine struct {
 
 func newQuarantine() quarantine {
 	return quarantine{
-		addrs: map[netip.Addr]*quarantined{}, loaded: map[string]bool{},
+		addrs: map[netip.Addr]*quarantined{}, loaded: map[string]bool{}, truncated: map[string]bool{},
 		released: map[lb.UID]bool{}, checked: map[string]uint64{},
 	}
 }
@@ -48,6 +53,9 @@ func (q *quarantine) load(pools []*v1alpha1.AddressPool) {
 	for _, p := range pools {
 		first := !q.loaded[string(p.UID)]
 		q.loaded[string(p.UID)] = true
+		if first && p.Status.QuarantineTruncated {
+			q.truncated[p.Name] = true
+		}
 		for _, e := range p.Status.Quarantined {
 			a, err := netip.ParseAddr(e.Address)
 			if err != nil {
@@ -75,6 +83,7 @@ func (q *quarantine) add(a netip.Addr, service string, uid lb.UID, now time.Time
 // keepHoldings notes who holds what by now, and puts into quarantine what
 // somebody held before and nobody holds any more.
 func (r *round) keepHoldings() {
+	before := len(r.quarantine.addrs)
 	holdings := make(map[lb.UID]holding, len(r.subjects))
 	holders := make(map[netip.Addr]bool, len(r.subjects))
 	keep := func(uid lb.UID, name string, addrs []netip.Addr) {
@@ -95,12 +104,15 @@ func (r *round) keepHoldings() {
 		for _, a := range was.addrs {
 			if !holders[a] {
 				r.quarantine.add(a, was.name, uid, r.Now)
+				r.note("address is free and stays in quarantine until every edge has let go of it", was.name, a)
 			}
 		}
 	}
 	r.release(holders)
-	r.findStrangers(holdings, holders)
 	r.holdings = holdings
+	if len(r.quarantine.addrs) > before {
+		r.wakeIn(minPause) // edges may never have been told, and then say nothing
+	}
 }
 
 // release puts the addresses of Services that we find not to be ours any more,
@@ -120,6 +132,7 @@ func (r *round) release(holders map[netip.Addr]bool) {
 		for _, a := range addrs {
 			if !holders[a] && r.quarantine.addrs[a] == nil {
 				r.quarantine.add(a, nameOf(svc), uid, r.Now)
+				r.note("address of a Service that is not ours any more is in quarantine until every edge has let go of it", nameOf(svc), a)
 			}
 		}
 	}
@@ -127,21 +140,32 @@ func (r *round) release(holders map[netip.Addr]bool) {
 }
 
 // findStrangers puts addresses into quarantine that an edge holds for a Service
-// that is not there any more, so that they are not given away before the edge
-// has let go.
-func (r *round) findStrangers(holdings map[lb.UID]holding, holders map[netip.Addr]bool) {
+// that is not there any more, before anything is assigned.
+func (r *round) findStrangers() {
+	var holders map[netip.Addr]bool
+	ours := map[lb.UID]bool{}
 	for name, st := range r.Fleet {
 		if !st.Known || r.quarantine.checked[name] == st.Holds.Revision {
 			continue
 		}
 		r.quarantine.checked[name] = st.Holds.Revision
+		if holders == nil {
+			holders = map[netip.Addr]bool{}
+			for _, s := range r.subjects {
+				ours[s.uid] = true
+				for _, a := range s.held {
+					holders[a] = true
+				}
+			}
+		}
 		for uid, l := range st.Holds.LoadBalancers {
-			if _, ok := holdings[uid]; ok {
+			if ours[uid] {
 				continue
 			}
 			for _, a := range l.Addresses {
 				if !holders[a] && r.quarantine.addrs[a] == nil {
 					r.quarantine.add(a, l.Name, uid, r.Now)
+					r.note(fmt.Sprintf("edge %q holds an address for a Service that is not there: it is in quarantine until the edge has let go of it", name), l.Name, a)
 				}
 			}
 		}
@@ -156,6 +180,11 @@ func (q *quarantine) confirm(r *round) {
 			delete(q.checked, name)
 		}
 	}
+	for name := range q.truncated {
+		if !r.anyUnknown(name) {
+			delete(q.truncated, name)
+		}
+	}
 	if len(q.addrs) == 0 {
 		return
 	}
@@ -166,11 +195,22 @@ func (q *quarantine) confirm(r *round) {
 			kept[a] = kept[a] || told(a) && r.mayServe(name, a)
 		}
 	}
-	for a := range q.addrs {
+	for a, was := range q.addrs {
 		if !kept[a] {
 			delete(q.addrs, a)
+			r.note("address is out of quarantine: every edge has let go of it", was.service, a)
 		}
 	}
+}
+
+// anyUnknown says whether an edge of the pool has not told yet what it holds.
+func (r *round) anyUnknown(pool string) bool {
+	for edge := range r.serving[pool] {
+		if !r.Fleet[edge].Known {
+			return true
+		}
+	}
+	return false
 }
 
 // toldBy returns a function that says whether an edge serves an address for all

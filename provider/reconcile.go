@@ -96,6 +96,7 @@ func (r *reconciler) round(now time.Time) time.Duration {
 	if len(ask) > 0 && (d.WakeIn == 0 || d.WakeIn > confirmMissing) {
 		d.WakeIn = confirmMissing
 	}
+	r.tell(d.Notes)
 	r.fleet.Set(d.Wanted)
 	r.writer.set(d.Writes)
 	r.waiters.answer(asked, func(uid lb.UID) bool { return !d.Unsaved[uid] })
@@ -104,6 +105,21 @@ func (r *reconciler) round(now time.Time) time.Duration {
 		return min(d.WakeIn, resync)
 	}
 	return resync
+}
+
+// tell writes notes to the log. When there are very many, most are left out.
+func (r *reconciler) tell(notes []Note) {
+	const most = 100
+	for _, n := range notes[:min(len(notes), most)] {
+		fields := []zap.Field{zap.String("object", n.Object)}
+		if n.Address.IsValid() {
+			fields = append(fields, zap.Stringer("address", n.Address))
+		}
+		r.log.Info(n.What, fields...)
+	}
+	if len(notes) > most {
+		r.log.Info("and so on", zap.Int("more", len(notes)-most))
+	}
 }
 
 // takeResults remembers what was written until the informers show it.

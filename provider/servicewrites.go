@@ -31,9 +31,11 @@ type words struct {
 // records the address, one when it is served, and after that only when something
 // is different.
 func (r *round) writeServices() {
+	r.names = sortedNames(r.edges)
 	uids := make(map[lb.UID]bool, len(r.subjects))
 	for _, s := range r.subjects {
 		uids[s.uid] = true
+		r.measure(s)
 		p := &servicePatch{svc: s.svc, now: r.Now}
 		r.describe(s, p)
 		r.put(s.svc, p)
@@ -48,10 +50,35 @@ func (r *round) writeServices() {
 			delete(r.waiting, uid)
 		}
 	}
+	for uid := range r.changes {
+		if !uids[uid] {
+			delete(r.changes, uid)
+		}
+	}
 	for _, svc := range r.others {
 		p := &servicePatch{svc: svc, now: r.Now}
 		r.letGo(svc, p)
 		r.put(svc, p)
+	}
+}
+
+// measure notes how long it took from a Service's change until every edge has
+// applied it. What is refused does not count.
+func (r *round) measure(s *subject) {
+	since, waits := r.changes[s.uid]
+	if !waits || s.built == nil {
+		return
+	}
+	applied := true
+	for _, st := range r.standings(s) {
+		if !st.known {
+			return
+		}
+		applied = applied && st.applied
+	}
+	delete(r.changes, s.uid)
+	if applied && len(s.standings) > 0 {
+		r.stats.Applied = append(r.stats.Applied, r.Now.Sub(since))
 	}
 }
 
@@ -85,9 +112,13 @@ func (r *round) describe(s *subject, p *servicePatch) {
 	}
 	conditions := []condition{s.assigned()}
 	proposed, recording := r.proposals[s.uid]
-	if recording {
+	switch {
+	case recording:
 		p.annotate(AnnotationAssignedAddresses, formatAddresses(proposed.addrs))
 		p.annotate(AnnotationAssignedAt, proposed.at.UTC().Format(time.RFC3339))
+	case !sameAddresses(s.recorded, recordedAddresses(s.svc)):
+		// Somebody else has written there.
+		p.annotate(AnnotationAssignedAddresses, formatAddresses(s.recorded))
 	}
 	if s.grant.ok {
 		p.finalize(s.path.finalizer())
@@ -118,7 +149,7 @@ func (r *round) standings(s *subject) []standing {
 		return s.standings
 	}
 	all := []standing{}
-	for _, name := range sortedNames(r.edges) {
+	for _, name := range r.names {
 		m := r.edges[name]
 		if _, ok := m.builds[s.uid]; !ok {
 			continue
@@ -231,14 +262,13 @@ func (r *round) statesFor(s *subject) []EdgeState {
 // edge serves, and those that it tells already, since an edge that is lost for
 // a moment must not change what the cluster's DNS says.
 func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) []netip.Addr {
-	told, _ := ingressAddresses(s.svc)
 	var out []netip.Addr
 	for _, a := range addrs {
 		serves := func(st standing) bool {
 			p := poolOf(r.pools, a)
 			return st.applied && p != nil && r.serving[p.Name][st.edge]
 		}
-		if slices.Contains(told, a) || slices.Contains(s.served, a) && slices.ContainsFunc(standings, serves) {
+		if slices.Contains(s.told, a) || slices.Contains(s.served, a) && slices.ContainsFunc(standings, serves) {
 			out = append(out, a)
 		}
 	}

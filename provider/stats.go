@@ -1,6 +1,8 @@
 package provider
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -12,6 +14,9 @@ type Stats struct {
 	Pools []PoolStats
 	// Quarantined is the number of addresses in quarantine, of pools or not.
 	Quarantined int
+	// Applied are the times from a Service's change until every edge that serves
+	// it had applied that, of those for which this became true.
+	Applied []time.Duration
 }
 
 // ServiceState sums a Service up in one word.

@@ -25,6 +25,8 @@ type subject struct {
 	// when the first of them was assigned.
 	recorded []netip.Addr
 	at       time.Time
+	// told are the addresses in the Service's status.
+	told []netip.Addr
 	// held are all addresses that must not be given to anybody else: recorded
 	// ones, proposed ones, and those in the status.
 	held []netip.Addr

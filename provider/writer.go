@@ -219,6 +219,9 @@ func (w *writer) finish(ctx context.Context, t Target, write Write, object runti
 	case "written", "confirmed":
 		delete(w.trouble, t)
 		w.results[t] = object
+		if m, ok := object.(interface{ GetUID() types.UID }); ok && m.GetUID() != write.UID {
+			w.gone[write.UID] = t // another object has the name by now
+		}
 		if newer(object, w.pending[t].Base) {
 			delete(w.pending, t)
 		}

@@ -101,6 +101,7 @@ func TestWriterUrgentFirst(t *testing.T) {
 		}
 		d.set(all)
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		same(t, "order", d.written(), "[a1 a2 b1 b2 c1 c2 d]")
 	})
 }
@@ -117,6 +118,7 @@ func TestWriterRate(t *testing.T) {
 		}
 		d.set(all)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if n := len(d.written()); n != 500 {
 			t.Fatalf("%d of 500 writes were made", n)
 		}
@@ -137,10 +139,12 @@ func TestWriterReplaces(t *testing.T) {
 		synctest.Wait()
 		d.set(writesOf(PriorityDetail, "c"))
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		same(t, "written", d.written(), "[a c]")
 		// What was decided on a version older than the result is not written either.
 		d.set(writesOf(PriorityDetail, "c"))
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		same(t, "written", d.written(), "[a c]")
 		results, _ := d.take()
 		same(t, "results", len(results), 2)
@@ -168,6 +172,7 @@ func TestWriterRetries(t *testing.T) {
 		same(t, "written at once", len(d.written()), 2)
 		same(t, "events", d.events, []string{})
 		time.Sleep(minWriteBackoff * 15)
+		synctest.Wait()
 		same(t, "attempts", failures["a"], 5)
 		same(t, "events", d.events, []string{"Told"})
 	})
@@ -187,8 +192,10 @@ func TestWriterConflict(t *testing.T) {
 		}
 		d.set(writesOf(PriorityAddress, "a"))
 		time.Sleep(time.Second)
+		synctest.Wait()
 		d.set(writesOf(PriorityAddress, "a"))
 		time.Sleep(500 * time.Millisecond)
+		synctest.Wait()
 		same(t, "attempts", len(d.written()), 1)
 		newer := writesOf(PriorityAddress, "a")
 		for target, w := range newer {

@@ -1,0 +1,72 @@
+package provider
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// vouch leaves only those recorded addresses to a Service that are surely its
+// own. Whoever may edit a Service may write into its annotations, so an address
+// there that nothing else speaks for is no more than a wish: it is honoured
+// only if the Service could have been given it and nobody else has it.
+//
+// For an address speak our own memory, the status of the Service (which its
+// users cannot write), and an edge that holds the address for it.
+func (r *round) vouch() {
+	taken := map[netip.Addr]bool{}
+	doubtful := map[*subject][]netip.Addr{}
+	for _, s := range r.subjects {
+		for _, a := range s.held {
+			if slices.Contains(s.recorded, a) && !r.speaksFor(s, a) {
+				doubtful[s] = append(doubtful[s], a)
+				continue
+			}
+			taken[a] = true
+		}
+	}
+	for _, s := range r.subjects { // the oldest first
+		for _, a := range doubtful[s] {
+			if !taken[a] && r.couldHave(s, a) {
+				taken[a] = true
+				continue
+			}
+			drop := func(x netip.Addr) bool { return x == a }
+			// Both may be shared with what was read from the Service.
+			s.recorded = slices.DeleteFunc(slices.Clone(s.recorded), drop)
+			s.held = slices.DeleteFunc(slices.Clone(s.held), drop)
+			if s.path == foreigns {
+				continue
+			}
+			r.note("address in the annotation "+string(AnnotationAssignedAddresses)+" is not the Service's and is ignored; only eclusa writes that annotation", nameOf(s.svc), a)
+		}
+	}
+}
+
+// speaksFor says whether anything but the annotation tells that the Service has
+// the address.
+func (r *round) speaksFor(s *subject, a netip.Addr) bool {
+	if slices.Contains(s.told, a) || slices.Contains(r.proposals[s.uid].addrs, a) || slices.Contains(r.holdings[s.uid].addrs, a) {
+		return true
+	}
+	for _, st := range r.Fleet {
+		if st.Known && slices.Contains(st.Holds.LoadBalancers[s.uid].Addresses, a) {
+			return true
+		}
+	}
+	return false
+}
+
+// couldHave says whether the Service could be given the address as it is.
+func (r *round) couldHave(s *subject, a netip.Addr) bool {
+	p := poolOf(r.pools, a)
+	if p == nil || !r.admits(*p, s) {
+		return false
+	}
+	if q := r.quarantine.addrs[a]; q != nil && q.uid != lb.UID(s.svc.UID) {
+		return false
+	}
+	wishes := s.translation.Wishes
+	return p.AutoAssign || wishes.Pool == p.Name || slices.Contains(wishes.Addresses, a)
+}
