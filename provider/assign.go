@@ -101,7 +101,7 @@ func (r *round) eligible(s *subject, known map[string][]string) []string {
 	names, ok := known[key]
 	if !ok {
 		for _, p := range r.pools {
-			if r.admits(p, s) && !r.quarantine.truncated[p.Name] {
+			if !p.closed && r.admits(p, s) && !r.quarantine.truncated[p.Name] {
 				names = append(names, p.Name)
 			}
 		}

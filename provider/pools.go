@@ -21,10 +21,14 @@ type pool struct {
 	namespaces labels.Selector
 	services   labels.Selector
 	edges      labels.Selector
+	// closed pools overlap an older one: Services keep what they have of them,
+	// and nothing more is given out.
+	closed bool
 }
 
-// readPools returns the pools that can be used, sorted by name, and the reasons
-// why the others cannot. Of two pools that overlap the older one stays.
+// readPools returns the pools that can be used, sorted by name with the closed
+// ones last, and what is wrong with the others. A pool that overlaps an older one
+// is among both.
 func readPools(objects []*v1alpha1.AddressPool) (pools []pool, faults map[string]string) {
 	objects = slices.Clone(objects)
 	slices.SortFunc(objects, func(a, b *v1alpha1.AddressPool) int {
@@ -33,17 +37,31 @@ func readPools(objects []*v1alpha1.AddressPool) (pools []pool, faults map[string
 	faults = map[string]string{}
 	for _, o := range objects {
 		p, err := readPool(o)
-		if err == nil {
-			err = overlap(p, pools)
-		}
 		if err != nil {
 			faults[o.Name] = err.Error()
 			continue
 		}
+		if err := overlap(p, pools); err != nil {
+			faults[o.Name] = err.Error()
+			p.closed, p.AutoAssign = true, false
+		}
 		pools = append(pools, p)
 	}
-	slices.SortFunc(pools, func(a, b pool) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(pools, func(a, b pool) int {
+		if a.closed != b.closed {
+			return cmp.Compare(ord(a.closed), ord(b.closed))
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
 	return pools, faults
+}
+
+// ord orders false before true.
+func ord(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func readPool(o *v1alpha1.AddressPool) (pool, error) {
@@ -85,6 +103,9 @@ func readPool(o *v1alpha1.AddressPool) (pool, error) {
 // ones.
 func overlap(p pool, older []pool) error {
 	for _, o := range older {
+		if o.closed {
+			continue
+		}
 		if faults := ipam.Overlaps([]ipam.Pool{p.Pool, o.Pool}); len(faults) > 0 {
 			return fmt.Errorf("spec.addresses: %w", faults[0])
 		}

@@ -139,11 +139,11 @@ func (r *round) release(holders map[netip.Addr]bool) {
 	r.quarantine.released = released
 }
 
-// findStrangers puts addresses into quarantine that an edge holds for a Service
-// that is not there any more, before anything is assigned.
+// findStrangers puts addresses into quarantine that an edge holds and nobody has
+// any more, before anything is assigned: their Service is gone, or has moved to
+// others while we were away.
 func (r *round) findStrangers() {
 	var holders map[netip.Addr]bool
-	ours := map[lb.UID]bool{}
 	for name, st := range r.Fleet {
 		if !st.Known || r.quarantine.checked[name] == st.Holds.Revision {
 			continue
@@ -152,20 +152,16 @@ func (r *round) findStrangers() {
 		if holders == nil {
 			holders = map[netip.Addr]bool{}
 			for _, s := range r.subjects {
-				ours[s.uid] = true
 				for _, a := range s.held {
 					holders[a] = true
 				}
 			}
 		}
 		for uid, l := range st.Holds.LoadBalancers {
-			if ours[uid] {
-				continue
-			}
 			for _, a := range l.Addresses {
 				if !holders[a] && r.quarantine.addrs[a] == nil {
 					r.quarantine.add(a, l.Name, uid, r.Now)
-					r.note(fmt.Sprintf("edge %q holds an address for a Service that is not there: it is in quarantine until the edge has let go of it", name), l.Name, a)
+					r.note(fmt.Sprintf("edge %q holds an address for a Service that does not have it: it is in quarantine until the edge has let go of it", name), l.Name, a)
 				}
 			}
 		}

@@ -110,7 +110,7 @@ func (r *round) poolStatus(o *v1alpha1.AddressPool, in []v1alpha1.QuarantinedAdd
 	}
 	i := slices.IndexFunc(r.pools, func(p pool) bool { return p.Name == o.Name })
 	switch {
-	case i < 0:
+	case r.faults[o.Name] != "":
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Unusable", bounded(r.faults[o.Name])
 	case len(r.serving[o.Name]) == 0:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, ReasonNoEdge, "no Edge serves the pool: its edgeSelector matches none"

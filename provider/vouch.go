@@ -61,7 +61,7 @@ func (r *round) speaksFor(s *subject, a netip.Addr) bool {
 // couldHave says whether the Service could be given the address as it is.
 func (r *round) couldHave(s *subject, a netip.Addr) bool {
 	p := poolOf(r.pools, a)
-	if p == nil || !r.admits(*p, s) {
+	if p == nil || p.closed || !r.admits(*p, s) {
 		return false
 	}
 	if q := r.quarantine.addrs[a]; q != nil && q.uid != lb.UID(s.svc.UID) {
