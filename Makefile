@@ -42,7 +42,7 @@ test-unit: ## the tests of all packages with the race detector; those that need 
 
 .PHONY: test-lab
 test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to end (needs root)
-	$(GO) test -timeout 40m -v -run . ./lab/... ./e2e/... 2>&1 | grep -v -e '^=== ' -e '^\s*$$'
+	$(GO) test -timeout 40m -p 1 -v ./lab/... ./e2e/... 2>&1 | grep -v -e '^=== ' -e '^\s*$$'
 
 .PHONY: lab-binaries
 lab-binaries: ## build Kubernetes and etcd for the lab, once per version, outside the checkout
