@@ -105,9 +105,26 @@ func (c *cluster) coldStart(t *testing.T) {
 	})
 	t.Logf("cold start with %d Services: applied on the edge after %.1f s, all statuses written after %.1f s",
 		scaleServices, applied.Seconds(), time.Since(begun).Seconds())
-	if applied > 30*time.Second {
-		t.Errorf("applied after %s, want 30 s at most", applied)
+	if limit := coldStartLimit(t); applied > limit {
+		t.Errorf("applied after %s, want %s at most", applied, limit)
 	}
+}
+
+// coldStartLimit is how long the edge may take to serve everything. The aim is
+// 30 s on two quiet cores, most of which the API server needs to record 5,000
+// addresses; E2E_COLD_START=30s demands it. Without that only what cannot be
+// noise is an error.
+func coldStartLimit(t *testing.T) time.Duration {
+	t.Helper()
+	text := os.Getenv("E2E_COLD_START")
+	if text == "" {
+		return 2 * time.Minute
+	}
+	limit, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("E2E_COLD_START: %v", err)
+	}
+	return limit
 }
 
 // nodeEvent changes one node and expects one request at the edge within a second.
