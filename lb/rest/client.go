@@ -138,6 +138,11 @@ func (c *Client) Config(ctx context.Context) (lb.Config, lb.Digest, error) {
 	if h.unreadable != nil {
 		return lb.Config{}, "", c.strange("configuration that this version cannot read: %v", h.unreadable)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known != nil && c.known.digest != h.digest {
+		c.doubtLocked()
+	}
 	return h.config, h.digest, nil
 }
 

@@ -172,6 +172,16 @@ func TestSetFindsDrift(t *testing.T) {
 	b.seen()
 	b.mustSet(c, changed)
 	b.checkCalls("drift told by the status", aPatch, aGet, aPatch)
+
+	if err := b.balance.Drift(drifted); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.Config(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.seen()
+	b.mustSet(c, changed)
+	b.checkCalls("drift found by reading back", aPatch, aGet, aPatch)
 }
 
 func TestSetAfterLostState(t *testing.T) {
