@@ -2,12 +2,15 @@ package provider
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -41,6 +44,12 @@ func (r *round) assign() {
 
 // grant asks for the addresses of all Services at once.
 func (r *round) grant() {
+	if r.sameClaims() {
+		for _, s := range r.subjects {
+			s.grant = r.granted.grants[s.uid]
+		}
+		return
+	}
 	pools := make([]ipam.Pool, len(r.pools))
 	for i, p := range r.pools {
 		pools[i] = p.Pool
@@ -59,10 +68,50 @@ func (r *round) grant() {
 	results := ipam.Assign(pools, claims, quarantined)
 	for _, s := range r.subjects {
 		s.grant = grantOf(s, results[string(s.uid)])
+		r.granted.grants[s.uid] = s.grant
 		if !s.grant.ok && len(r.quarantine.truncated) > 0 {
 			s.grant.message += fmt.Sprintf("; after a restart pools %v assign nothing new before all their edges were reached, since more addresses are in quarantine than their status can list", sortedNames(r.quarantine.truncated))
 		}
 	}
+}
+
+// granted is the last assignment and what it was made from, to be used again
+// while nothing of that changes: edges report much more often.
+type granted struct {
+	pools      []*v1alpha1.AddressPool
+	namespaces map[string]labels.Set
+	claims     []claimed
+	grants     map[lb.UID]grant
+	// quarantined says that something was in quarantine.
+	quarantined bool
+}
+
+// claimed is one claim that took part in an assignment.
+type claimed struct {
+	svc  *v1.Service
+	path Path
+	held []netip.Addr
+}
+
+// sameClaims says whether an assignment would have the same result as the last
+// one, and notes what it is made from if not.
+func (r *round) sameClaims() bool {
+	claims := make([]claimed, len(r.subjects))
+	for i, s := range r.subjects {
+		claims[i] = claimed{s.svc, s.path, s.held}
+	}
+	last := r.granted
+	r.granted = granted{pools: r.Pools, namespaces: r.Namespaces, claims: claims, grants: make(map[lb.UID]grant, len(claims))}
+	if last.grants == nil || len(r.quarantine.addrs) > 0 || len(r.quarantine.truncated) > 0 || last.quarantined ||
+		!slices.Equal(last.pools, r.Pools) || !maps.EqualFunc(last.namespaces, r.Namespaces, labels.Equals) ||
+		!slices.EqualFunc(last.claims, claims, func(a, b claimed) bool {
+			return a.svc == b.svc && a.path == b.path && slices.Equal(a.held, b.held)
+		}) {
+		r.granted.quarantined = len(r.quarantine.addrs)+len(r.quarantine.truncated) > 0
+		return false
+	}
+	r.granted = last
+	return true
 }
 
 // claims says whether the Service takes part in the assignment. One that cannot

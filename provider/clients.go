@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"golang.org/x/time/rate"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -73,9 +74,18 @@ func patchOwn[T any, P interface {
 	return p, nil
 }
 
+// How many Events are told per second although nothing is wrong.
+const (
+	calmRate  = 2
+	calmBurst = 100
+)
+
 // speaker tells Events.
 type speaker struct {
 	recorder record.EventRecorder
+	// calm bounds what is told although nothing is wrong: thousands of new
+	// Services must not cost thousands of Events.
+	calm *rate.Limiter
 }
 
 // start begins to send Events and returns the function that ends it.
@@ -86,12 +96,16 @@ func (s *speaker) start(client kubernetes.Interface) (stop func()) {
 	_ = v1alpha1.AddToScheme(known)
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	s.calm = rate.NewLimiter(calmRate, calmBurst)
 	s.recorder = broadcaster.NewRecorder(known, v1.EventSource{Component: Name})
 	return broadcaster.Shutdown
 }
 
 // tell makes an Event on an object. It does not block.
 func (s *speaker) tell(o runtime.Object, e Event) {
+	if e.Type == v1.EventTypeNormal && !s.calm.Allow() {
+		return
+	}
 	s.recorder.Event(o, e.Type, e.Reason, e.Message)
 }
 

@@ -57,6 +57,8 @@ type decider struct {
 	statuses     map[Target]words
 	changes      map[lb.UID]time.Time // when a Service changed that no edge has confirmed
 	unusable     map[lb.NodeName]string
+	faces        map[lb.UID]described
+	granted      granted
 }
 
 // newDecider returns a decider without memories.
@@ -72,6 +74,7 @@ func newDecider() *decider {
 		messages:     map[lb.UID]words{},
 		statuses:     map[Target]words{},
 		changes:      map[lb.UID]time.Time{},
+		faces:        map[lb.UID]described{},
 	}
 }
 

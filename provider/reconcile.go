@@ -17,9 +17,9 @@ import (
 
 const (
 	// minPause and maxPause bound the time between two rounds of decisions.
-	// Between them a round leaves twice its own duration to others.
+	// Between them a round leaves three times its own duration to others.
 	minPause = 10 * time.Millisecond
-	maxPause = time.Second
+	maxPause = 500 * time.Millisecond
 	// resync is when decisions are made anew though nothing is known to have
 	// changed.
 	resync = 30 * time.Second
@@ -77,7 +77,7 @@ func (r *reconciler) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(max(2*took, minPause), maxPause)):
+		case <-time.After(min(max(3*took, minPause), maxPause)):
 		}
 		timer.Reset(next)
 	}

@@ -36,9 +36,12 @@ func (r *round) writeServices() {
 	for _, s := range r.subjects {
 		uids[s.uid] = true
 		r.measure(s)
-		p := &servicePatch{svc: s.svc, now: r.Now}
-		r.describe(s, p)
-		r.put(s.svc, p)
+		r.writeService(s)
+	}
+	for uid := range r.faces {
+		if !uids[uid] {
+			delete(r.faces, uid)
+		}
 	}
 	for uid := range r.messages {
 		if !uids[uid] {
@@ -62,6 +65,50 @@ func (r *round) writeServices() {
 	}
 }
 
+// face is everything that decides about what is written to a Service, besides
+// the time. As long as it is the same, so is what is to be written.
+type face struct {
+	svc                          *v1.Service
+	path                         Path
+	controllers                  Controllers
+	recorded, proposed, at       string
+	ok                           bool // it has what it needs
+	assigned, programmed, health condition
+	knowsProgrammed, knowsHealth bool
+	published                    string
+	served                       int
+}
+
+// writeService finds out what is to be written to one Service of ours, unless
+// that was found out before.
+func (r *round) writeService(s *subject) {
+	f, published := r.faceOf(s)
+	target := Target{ServiceKind, s.svc.Namespace, s.svc.Name}
+	if before, ok := r.faces[s.uid]; ok && before.face == f {
+		if before.write != nil {
+			r.writes[target] = *before.write
+		}
+		return
+	}
+	p := &servicePatch{svc: s.svc, now: r.Now}
+	r.describe(s, p, f, published)
+	if !r.put(s.svc, p) {
+		delete(r.faces, s.uid) // the words must wait
+		return
+	}
+	described := described{face: f}
+	if w, ok := r.writes[target]; ok {
+		described.write = &w
+	}
+	r.faces[s.uid] = described
+}
+
+// described is what was found out about a face.
+type described struct {
+	face
+	write *Write // nil if there is nothing to write
+}
+
 // measure notes how long it took from a Service's change until every edge has
 // applied it. What is refused does not count.
 func (r *round) measure(s *subject) {
@@ -82,63 +129,83 @@ func (r *round) measure(s *subject) {
 	}
 }
 
-// put keeps a patch unless there is nothing to write, or only words that must
-// wait.
-func (r *round) put(svc *v1.Service, p *servicePatch) {
+// put keeps a patch unless there is nothing to write. It returns false if there
+// are only words to write, and those must wait.
+func (r *round) put(svc *v1.Service, p *servicePatch) bool {
 	if p.empty() {
-		return
+		return true
 	}
 	uid := uidOf(svc)
 	if p.onlyWords && !p.changesMeta() && !p.setIngress {
 		last := r.messages[uid]
 		if wait := messageEvery - r.Now.Sub(last.at); wait > 0 && last.base != svc.ResourceVersion {
 			r.wakeIn(wait)
-			return
+			return false
 		}
 		r.messages[uid] = words{r.Now, svc.ResourceVersion}
 	}
 	w, err := p.write()
 	if err != nil {
-		return // cannot happen: nothing in the patch can fail to be marshalled
+		return true // cannot happen: nothing in the patch can fail to be marshalled
 	}
 	r.writes[Target{ServiceKind, svc.Namespace, svc.Name}] = w
+	return true
+}
+
+// faceOf finds out how the Service stands, and which addresses its status is to
+// tell.
+func (r *round) faceOf(s *subject) (face, []netip.Addr) {
+	f := face{svc: s.svc, path: s.path, controllers: r.Controllers, ok: s.grant.ok, assigned: s.assigned(), recorded: formatAddresses(s.recorded)}
+	if s.path == foreigns {
+		return f, nil
+	}
+	proposal, recording := r.proposals[s.uid]
+	addrs := s.served
+	if recording {
+		addrs = proposal.addrs
+		f.proposed, f.at = formatAddresses(proposal.addrs), proposal.at.UTC().Format(time.RFC3339)
+	}
+	standings := r.standings(s)
+	f.programmed, f.knowsProgrammed = r.programmedOf(s, standings)
+	if f.knowsProgrammed {
+		f.health, f.knowsHealth = r.healthOf(s)
+	}
+	published := r.published(s, addrs, standings)
+	f.served = len(s.served)
+	f.published = formatAddresses(published)
+	return f, published
 }
 
 // describe says what the Service is to look like.
-func (r *round) describe(s *subject, p *servicePatch) {
+func (r *round) describe(s *subject, p *servicePatch, f face, published []netip.Addr) {
+	conditions := []condition{f.assigned}
 	if s.path == foreigns {
-		p.say([]condition{s.assigned()})
+		p.say(conditions)
 		return
 	}
-	conditions := []condition{s.assigned()}
-	proposed, recording := r.proposals[s.uid]
+	recording := f.proposed != ""
 	switch {
 	case recording:
-		p.annotate(AnnotationAssignedAddresses, formatAddresses(proposed.addrs))
-		p.annotate(AnnotationAssignedAt, proposed.at.UTC().Format(time.RFC3339))
+		p.annotate(AnnotationAssignedAddresses, f.proposed)
+		p.annotate(AnnotationAssignedAt, f.at)
 	case !sameAddresses(s.recorded, recordedAddresses(s.svc)):
 		// Somebody else has written there.
-		p.annotate(AnnotationAssignedAddresses, formatAddresses(s.recorded))
+		p.annotate(AnnotationAssignedAddresses, f.recorded)
 	}
-	if s.grant.ok {
+	if f.ok {
 		p.finalize(s.path.finalizer())
 	}
 	p.remove = r.Controllers.staleFinalizers(s.svc, s.path)
-	standings := r.standings(s)
-	if c, ok := r.programmedOf(s, standings); ok {
-		conditions = append(conditions, c)
-		if h, ok := r.healthOf(s); ok {
-			conditions = append(conditions, h)
+	if f.knowsProgrammed {
+		conditions = append(conditions, f.programmed)
+		if f.knowsHealth {
+			conditions = append(conditions, f.health)
 		}
 		if len(s.served) > 0 || recording {
 			conditions = append(conditions, reachable())
 		}
 	}
-	published := s.served
-	if recording {
-		published = proposed.addrs
-	}
-	p.publish(ingressOf(r.published(s, published, standings)))
+	p.publish(ingressOf(published))
 	p.say(conditions)
 }
 
