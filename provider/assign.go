@@ -165,7 +165,7 @@ func grantOf(s *subject, result ipam.Result) grant {
 	t := s.translation
 	switch {
 	case t.Wishes.AddressesUnclear:
-		g.reason, g.message = ReasonInvalidAnnotation, sentences(about(t.Complaints, AnnotationAddresses))
+		g.reason, g.message = ReasonInvalidAnnotation, sentences(about(t.Complaints, string(AnnotationAddresses), loadBalancerIPField))
 	case len(t.Refusals) > 0:
 		g.reason, g.message = ReasonNotServable, sentences(t.Refusals)
 	case result.Refusal != nil:
@@ -184,15 +184,9 @@ func grantOf(s *subject, result ipam.Result) grant {
 	return g
 }
 
-// about returns the complaints about one annotation.
-func about(complaints []Complaint, name Annotation) []Complaint {
-	var out []Complaint
-	for _, c := range complaints {
-		if c.Field == string(name) {
-			out = append(out, c)
-		}
-	}
-	return out
+// about returns the complaints about some fields.
+func about(complaints []Complaint, fields ...string) []Complaint {
+	return slices.DeleteFunc(slices.Clone(complaints), func(c Complaint) bool { return !slices.Contains(fields, c.Field) })
 }
 
 // admits says whether the selectors of a pool match the Service.

@@ -51,6 +51,7 @@ const (
 	ReasonRefused            = "Refused"
 	ReasonUnsupported        = "Unsupported"
 	ReasonHealthy            = "Healthy"
+	ReasonHealthySubstitute  = "HealthySubstitute"
 	ReasonNoEndpoints        = "NoEndpoints"
 	ReasonNoNodes            = "NoNodes"
 	ReasonNoneHealthy        = "NoneHealthy"
@@ -188,6 +189,8 @@ func healthy(s *subject, members int, v vote) (condition, bool) {
 		return no(t, ReasonNoNodes, "there is no node that may take traffic of the Service"), true
 	case members == 0:
 		return no(t, ReasonNoNodes, "no endpoint of the Service is on a node that may take its traffic: connections are refused"), true
+	case 2*v.up >= members && v.up == v.substituted:
+		return yes(t, ReasonHealthySubstitute, "at least half of the nodes are up; none of them ever answered the health check "+check+", so that a TCP connection to a node port is tried in its place"), true
 	case 2*v.up >= members:
 		return yes(t, ReasonHealthy, "at least half of the nodes pass the health check "+check), true
 	case !v.complete:
@@ -202,6 +205,8 @@ func healthy(s *subject, members int, v vote) (condition, bool) {
 type vote struct {
 	// up is the number of members that are up, as the edge sees it that sees most.
 	up int
+	// substituted is how many of these never answered the check itself.
+	substituted int
 	// complete says that at least one edge knows about every member.
 	complete bool
 }
@@ -210,18 +215,23 @@ type vote struct {
 func countVotes[M ~map[lb.NodeName]lb.Member](members M, check lb.CheckID, states []EdgeState) vote {
 	var v vote
 	for _, st := range states {
-		up, seen := 0, 0
+		up, seen, substituted := 0, 0, 0
 		results := st.Status.Checks[check]
 		for node := range members {
 			if m, ok := results[node]; ok && m.State != healthcheck.Unknown {
 				seen++
 				if m.State == healthcheck.Up {
 					up++
+					if m.Substitute {
+						substituted++
+					}
 				}
 			}
 		}
 		v.complete = v.complete || seen == len(members)
-		v.up = max(v.up, up)
+		if up > v.up {
+			v.up, v.substituted = up, substituted
+		}
 	}
 	return v
 }

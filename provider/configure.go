@@ -29,7 +29,7 @@ func (r *round) configure() map[string]Wanted {
 	if _, ok := r.members[AllNodes]; !ok {
 		_, r.members[AllNodes] = r.nodes.Pool(nil)
 	}
-	objects := r.edgeObjects()
+	objects := r.live
 	r.startRevisions()
 	for name := range r.edges {
 		if _, ok := objects[name]; !ok {

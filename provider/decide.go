@@ -107,6 +107,8 @@ type round struct {
 	pools    []pool
 	faults   map[string]string // of pools that cannot be used
 	serving  map[string]map[string]bool
+	live     map[string]*v1alpha1.Edge // the edges that count, by name
+	doubled  map[string]string         // the others, with which edge they are the same as
 	nodes    NodeSet
 	subjects []*subject // that are ours, the oldest first
 	others   []*v1.Service
@@ -142,7 +144,8 @@ func (d *decider) decide(w World) Decision {
 		writes:  map[Target]Write{},
 	}
 	r.pools, r.faults = readPools(w.Pools)
-	r.serving = edgeSets(r.pools, w.Edges)
+	r.sortEdges()
+	r.serving = edgeSets(r.pools, r.live)
 	r.quarantine.load(w.Pools)
 	r.noteUnusable()
 	r.sortServices()
@@ -336,13 +339,25 @@ func (r *round) noteUnusable() {
 	r.unusable = r.nodes.Unusable
 }
 
-// edgeObjects returns the Edge objects that are not about to be deleted, by name.
-func (r *round) edgeObjects() map[string]*v1alpha1.Edge {
-	edges := make(map[string]*v1alpha1.Edge, len(r.Edges))
-	for _, e := range r.Edges {
-		if e.DeletionTimestamp == nil {
-			edges[e.Name] = e
+// sortEdges finds out which Edge objects count: those that are not about to be
+// deleted, and of several with the same endpoint the oldest, since two would
+// take the edge from each other for ever.
+func (r *round) sortEdges() {
+	r.live, r.doubled = map[string]*v1alpha1.Edge{}, map[string]string{}
+	objects := slices.SortedFunc(slices.Values(r.Edges), func(a, b *v1alpha1.Edge) int {
+		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), strings.Compare(a.Name, b.Name))
+	})
+	first := map[string]string{}
+	for _, e := range objects {
+		if e.DeletionTimestamp != nil {
+			continue
 		}
+		endpoint := strings.ToLower(strings.TrimSuffix(e.Spec.Endpoint, "/"))
+		if other, taken := first[endpoint]; taken {
+			r.doubled[e.Name] = other
+			continue
+		}
+		first[endpoint] = e.Name
+		r.live[e.Name] = e
 	}
-	return edges
 }

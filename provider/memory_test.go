@@ -7,10 +7,12 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 	"github.com/eclusa-lb/eclusa/lb/lbtest"
 )
@@ -195,4 +197,39 @@ func TestBigMessageIsBounded(t *testing.T) {
 	if c == nil || c.Reason != ReasonAnnotationsIgnored || len(c.Message) > maxMessage {
 		t.Errorf("condition is %+v, want AnnotationsIgnored with at most %d bytes", c, maxMessage)
 	}
+}
+
+// TestSameEndpoint creates a second Edge for the same machine: it is left alone
+// and says why.
+func TestSameEndpoint(t *testing.T) {
+	s := crowd(t, 1, 1)
+	twin := testEdge("twin")
+	twin.Spec.Endpoint = "https://E1:9440/"
+	s.stamp(twin, 900)
+	s.world.Edges = append(s.world.Edges, twin)
+	s.settle()
+	if _, ok := s.wanted["twin"]; ok || len(s.wanted) != 1 {
+		t.Errorf("wanted are %v, want e1 alone", sortedNames(s.wanted))
+	}
+	c := meta.FindStatusCondition(s.world.Edges[1].Status.Conditions, v1alpha1.EdgeReady)
+	if c == nil || c.Reason != ReasonDoubled || !strings.Contains(c.Message, `"e1"`) {
+		t.Errorf("condition of the twin is %+v, want SameEndpoint that names e1", c)
+	}
+}
+
+// TestSubstitutedCheck tells that nobody answers the health check itself.
+func TestSubstitutedCheck(t *testing.T) {
+	s := crowd(t, 1, 3)
+	s.settle()
+	st := s.world.Fleet["e1"]
+	members := map[lb.NodeName]lb.MemberStatus{}
+	for name := range s.wanted["e1"].Config.Nodes {
+		members[name] = lb.MemberStatus{State: healthcheck.Up, Substitute: true}
+	}
+	st.Status.Checks = map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{"http:10256/healthz": members}
+	s.world.Fleet["e1"] = st
+	for target, w := range s.decider.decide(s.world).Writes {
+		s.write(target, w)
+	}
+	same(t, "healthy", says(s.world.Services[0], ConditionBackendsHealthy), "True HealthySubstitute")
 }

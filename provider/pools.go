@@ -137,13 +137,13 @@ func poolOf(pools []pool, a netip.Addr) *pool {
 }
 
 // edgeSets says for each pool which edges serve it, by name of the Edge object.
-func edgeSets(pools []pool, edges []*v1alpha1.Edge) map[string]map[string]bool {
+func edgeSets(pools []pool, edges map[string]*v1alpha1.Edge) map[string]map[string]bool {
 	sets := make(map[string]map[string]bool, len(pools))
 	for _, p := range pools {
 		set := map[string]bool{}
-		for _, e := range edges {
-			if e.DeletionTimestamp == nil && p.edges.Matches(labels.Set(e.Labels)) {
-				set[e.Name] = true
+		for name, e := range edges {
+			if p.edges.Matches(labels.Set(e.Labels)) {
+				set[name] = true
 			}
 		}
 		sets[p.Name] = set

@@ -185,7 +185,7 @@ func (q *quarantine) confirm(r *round) {
 		return
 	}
 	kept := map[netip.Addr]bool{}
-	for name := range r.edgeObjects() {
+	for name := range r.live {
 		told := r.toldBy(name)
 		for a := range q.addrs {
 			kept[a] = kept[a] || told(a) && r.mayServe(name, a)

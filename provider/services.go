@@ -18,6 +18,9 @@ import (
 // sessionAffinityConfig.clientIP.timeoutSeconds.
 const defaultAffinity = 3 * time.Hour
 
+// loadBalancerIPField is the path of the old field for a requested address.
+const loadBalancerIPField = "spec.loadBalancerIP"
+
 // maxSourceRanges bounds loadBalancerSourceRanges.
 const maxSourceRanges = 1024
 
@@ -48,6 +51,7 @@ type Translation struct {
 func Translate(svc *v1.Service) Translation {
 	var t Translation
 	t.Wishes, t.Complaints = ReadAnnotations(svc.Annotations)
+	t.loadBalancerIP(svc)
 	w := t.Wishes
 	t.Local = local(svc)
 	t.OneFamilySuffices = svc.Spec.IPFamilyPolicy == nil || *svc.Spec.IPFamilyPolicy != v1.IPFamilyPolicyRequireDualStack
@@ -74,6 +78,30 @@ func Translate(svc *v1.Service) Translation {
 
 func (t *Translation) refuse(field, value, want string) {
 	t.Refusals = append(t.Refusals, Complaint{Field: field, Value: value, Want: want, Instead: "the Service is not served"})
+}
+
+// loadBalancerIP honours the old field for a requested address where the
+// annotation does not ask for any.
+func (t *Translation) loadBalancerIP(svc *v1.Service) {
+	value := svc.Spec.LoadBalancerIP
+	if value == "" {
+		return
+	}
+	complain := func(want, instead string) {
+		t.Complaints = append(t.Complaints, Complaint{Field: loadBalancerIPField, Value: value, Want: want, Instead: instead})
+	}
+	a, err := netip.ParseAddr(value)
+	switch {
+	case t.Wishes.Addresses != nil || t.Wishes.AddressesUnclear:
+		if err != nil || !slices.Contains(t.Wishes.Addresses, a.Unmap()) {
+			complain(fmt.Sprintf("must not ask for anything else than the annotation %s", AnnotationAddresses), "it is not looked at")
+		}
+	case err != nil || a.Zone() != "":
+		complain("must be an IPv4 or IPv6 address", "the Service gets no new address")
+		t.Wishes.AddressesUnclear = true
+	default:
+		t.Wishes.Addresses = []netip.Addr{a.Unmap()}
+	}
 }
 
 func (t *Translation) families(svc *v1.Service) {

@@ -20,6 +20,9 @@ import (
 // most. Addresses that go into quarantine do not wait for it.
 const statusEvery = 5 * time.Second
 
+// ReasonDoubled says that an Edge is the same as another.
+const ReasonDoubled = "SameEndpoint"
+
 // maxCount is the largest number of addresses that a status tells: what JSON
 // readers can count to.
 const maxCount = 1<<53 - 1
@@ -132,17 +135,27 @@ func compareTimes(a, b metav1.Time, otherwise int) int {
 
 // writeEdges finds out what is to be written to the statuses of edges.
 func (r *round) writeEdges(wanted map[string]Wanted) {
-	for name, o := range r.edgeObjects() {
-		st, ok := r.Fleet[name]
-		if !ok {
+	for _, o := range r.Edges {
+		status := o.Status
+		st, known := r.Fleet[o.Name]
+		switch _, live := r.live[o.Name]; {
+		case live && known:
+			status = edgeStatus(wanted[o.Name], st, o.Status, o.Generation, r.Now.Truncate(time.Second))
+		case live:
 			r.wakeIn(time.Second) // the fleet hears of it after this round
 			continue
+		case r.doubled[o.Name] != "":
+			status.Conditions = slices.Clone(status.Conditions)
+			meta.SetStatusCondition(&status.Conditions, metav1.Condition{
+				Type: v1alpha1.EdgeReady, Status: metav1.ConditionFalse, Reason: ReasonDoubled, ObservedGeneration: o.Generation,
+				Message:            fmt.Sprintf("Edge %q has the same endpoint, and is older: delete one of them", r.doubled[o.Name]),
+				LastTransitionTime: metav1.NewTime(r.Now.Truncate(time.Second)),
+			})
 		}
-		status := edgeStatus(wanted[name], st, o.Status, o.Generation, r.Now.Truncate(time.Second))
 		if equality.Semantic.DeepEqual(o.Status, status) {
 			continue
 		}
-		t := Target{Kind: EdgeKind, Name: name}
+		t := Target{Kind: EdgeKind, Name: o.Name}
 		if r.spaced(t, o.ResourceVersion) {
 			r.putStatus(t, o.ResourceVersion, o.UID, status, PriorityDetail)
 		}

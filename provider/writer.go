@@ -79,7 +79,7 @@ func (w *writer) set(writes map[Target]Write) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.pending = make(map[Target]Write, len(writes))
-	w.queue = w.queue[:0]
+	w.queue = make([]Target, 0, len(writes))
 	for t, write := range writes {
 		if newer(w.results[t], write.Base) {
 			continue // decided before the last result was seen
@@ -183,7 +183,11 @@ func (w *writer) pick() (_ Target, _ Write, wait time.Duration, ok bool) {
 			continue
 		}
 		delete(w.pending, t)
-		w.queue = slices.Delete(w.queue, i, i+1)
+		if i == 0 {
+			w.queue = w.queue[1:]
+		} else {
+			w.queue = slices.Delete(w.queue, i, i+1)
+		}
 		w.running[t] = true
 		if len(w.queue) > 0 {
 			signal(w.wake)
