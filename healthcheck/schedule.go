@@ -213,7 +213,7 @@ func (s *schedule) requeue(e *entry, start, end time.Duration, r *rand.Rand) boo
 // hasty reports whether the next probe should come at the fast pace.
 func (e *entry) hasty() bool {
 	const ownRepeats = 3 // a fault of this machine that stays is not retried fast for ever
-	return e.pending() || e.hinted > 0 || (e.owns > 0 && e.owns <= ownRepeats)
+	return e.pending() || e.beginning() || e.hinted > 0 || (e.owns > 0 && e.owns <= ownRepeats)
 }
 
 // queue is a heap of entries by due.

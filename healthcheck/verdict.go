@@ -22,6 +22,8 @@ type record struct {
 	misses, wins   uint8 // consecutive, towards Down and towards Up
 	state          State
 	answered       bool
+	proven         bool  // has been Up, or was known before
+	early          uint8 // probes before that, up to maxEarly
 }
 
 // newRecord continues from a seed.
@@ -37,6 +39,7 @@ func newRecord(seed Result, now time.Time) record {
 	if r.state > Down {
 		r.state = Unknown
 	}
+	r.proven = r.state != Unknown
 	if r.since == 0 {
 		r.since = nanos(now)
 	}
@@ -52,12 +55,15 @@ const maxFailures = 1 << 30
 // judge takes in one probe that counted, and reports whether something changed
 // that users of the result act on: State, Reason or Answered.
 //
-// A success brings a target without verdict Up at once, others after the
-// threshold. An answer that asks for no new connections drains at once. Every
+// The first success of a new target brings it Up at once, others count towards
+// the threshold. An answer that asks for no new connections drains at once. Every
 // other failure counts towards Down.
 func (r *record) judge(ev evidence, spec Spec) (changed bool) {
 	before, reason := *r, r.reason()
 	r.checked = nanos(ev.at)
+	if !r.proven && r.early < maxEarly {
+		r.early++
+	}
 	switch f := ev.failure; {
 	case f == nil:
 		r.latency = ev.latency
@@ -87,9 +93,10 @@ func (r *record) fail(f *Failure) {
 }
 
 func (r *record) win(at time.Time, threshold int) {
-	switch r.state {
-	case Up:
-	case Unknown:
+	switch {
+	case r.state == Up:
+	case !r.proven:
+		r.proven = true
 		r.enter(Up, at)
 	default:
 		if r.wins++; int(r.wins) >= threshold {
@@ -117,6 +124,20 @@ func (r *record) enter(s State, at time.Time) {
 // pending reports whether the last probes point to another verdict than the
 // present one, so that the next should follow soon.
 func (r *record) pending() bool { return r.misses > 0 || r.wins > 0 }
+
+// maxEarly is how many of the first probes of a new target come at the fast pace
+// while it answers and is not Up yet: three seconds of them.
+const maxEarly = 12
+
+// beginning reports whether a new target answers that it is not ready, or refuses
+// connections: something is about to start there, such as kube-proxy's answer for
+// a Service that it has just heard of, and clients wait for it.
+func (r *record) beginning() bool {
+	if r.proven || r.early >= maxEarly || r.failure == nil {
+		return false
+	}
+	return r.failure.Draining || r.failure.Reason == Refused
+}
 
 func (r *record) reason() Reason {
 	if r.failure == nil {
