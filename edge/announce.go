@@ -87,17 +87,23 @@ func (l *loop) release(ctx context.Context) {
 	}
 }
 
-// tellLeaving adds the load balancers to a cluster's status that are gone but
-// for their addresses.
+// tellLeaving tells in a cluster's status which addresses are still here that
+// their load balancers have no more, also of load balancers that are gone.
 func (l *loop) tellLeaving(name lb.Cluster, statuses map[lb.UID]lb.LoadBalancerStatus) {
-	for a, d := range l.leaving {
-		if _, ok := statuses[d.owner.UID]; ok || d.owner.Cluster != name {
+	for _, a := range slices.SortedFunc(maps.Keys(l.leaving), netip.Addr.Compare) {
+		d := l.leaving[a]
+		if d.owner.Cluster != name {
 			continue
 		}
-		statuses[d.owner.UID] = lb.LoadBalancerStatus{Problems: []lb.Problem{{
-			Type: "address-held", Field: "addresses",
-			Detail: fmt.Sprintf("%s: is held until the last connections of %q have ended, until %s at most", a, d.name, d.until.UTC().Format(time.RFC3339)),
-		}}}
+		s, there := statuses[d.owner.UID]
+		if _, held := l.held[name].config.LoadBalancers[d.owner.UID]; !there || !held {
+			s.Problems = append(s.Problems, lb.Problem{
+				Type: "address-held", Field: "addresses",
+				Detail: fmt.Sprintf("%s: is held until the last connections of %q have ended, until %s at most", a, d.name, d.until.UTC().Format(time.RFC3339)),
+			})
+		}
+		s.Leaving = append(s.Leaving, a)
+		statuses[d.owner.UID] = s
 	}
 }
 

@@ -2,6 +2,7 @@ package lb
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
@@ -150,6 +151,10 @@ type LoadBalancerStatus struct {
 	// tell what is served less well than it could be: a member that is left out,
 	// an address whose family no node has.
 	Problems []Problem `json:"problems,omitempty"`
+	// Leaving are addresses that the load balancer has no more, and that the edge
+	// holds until the last connections to them have ended, sorted. A load balancer
+	// that is gone is told of as long as it has such.
+	Leaving []netip.Addr `json:"leaving,omitempty"`
 }
 
 // Problem is one reason why something is not as the cluster wants it.

@@ -224,9 +224,14 @@ func (b *FakeBalancer) applyLoadBalancers() {
 		b.status.setLoadBalancer(uid, &s)
 	}
 	for uid := range maps.Clone(b.status.loadBalancers) {
-		if _, ok := b.config.LoadBalancers[uid]; !ok {
-			b.status.setLoadBalancer(uid, nil)
+		if _, held := b.config.LoadBalancers[uid]; held {
+			continue
 		}
+		if s := b.overridden[uid]; len(s.Leaving) > 0 {
+			b.status.setLoadBalancer(uid, &s)
+			continue
+		}
+		b.status.setLoadBalancer(uid, nil)
 	}
 }
 
