@@ -58,7 +58,11 @@ func patchOwn[T any, P interface {
 	if w.Patch == nil {
 		u, err = objects.Get(ctx, t.Name, metav1.GetOptions{})
 	} else {
-		u, err = objects.Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, "status")
+		var subresource []string
+		if !w.Meta {
+			subresource = []string{"status"}
+		}
+		u, err = objects.Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, subresource...)
 	}
 	if err != nil {
 		return nil, err

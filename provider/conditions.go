@@ -48,6 +48,8 @@ const (
 	ReasonPending            = "Pending"
 	ReasonNoAddress          = "NoAddress"
 	ReasonNoEdge             = "NoEdge"
+	ReasonEdgeDraining       = "EdgeDraining"
+	ReasonEdgeUnreachable    = "EdgeUnreachable"
 	ReasonRefused            = "Refused"
 	ReasonUnsupported        = "Unsupported"
 	ReasonHealthy            = "Healthy"
@@ -122,9 +124,15 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 	const t = ConditionProgrammed
 	switch {
 	case len(s.translation.Refusals) > 0:
-		return no(t, ReasonNotServable, sentences(s.translation.Refusals)), true
+		message := sentences(s.translation.Refusals)
+		if s.keepsLast() {
+			message += "; edges go on with what it asked for before"
+		}
+		return no(t, ReasonNotServable, message), true
 	case len(s.served) == 0:
 		return no(t, ReasonNoAddress, "the Service has no address"), true
+	case len(standings) == 0 && len(s.drained) > 0:
+		return no(t, ReasonEdgeDraining, fmt.Sprintf("the edges of %s let go of it since spec.drain is set on %s: end the drain, or give the pool another edge", formatAddresses(s.served), quotedList(s.drained))), true
 	case len(standings) == 0:
 		return no(t, ReasonNoEdge, fmt.Sprintf("no Edge serves the pool of %s: create an Edge whose labels the pool's edgeSelector matches", formatAddresses(s.served))), true
 	}
@@ -159,6 +167,25 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 		return no(t, ReasonUnsupported, message), true
 	}
 	return no(t, ReasonRefused, cmp.Or(message, "no edge serves it, and none says why")), true
+}
+
+// unreachable sums up a load balancer of which no edge has been reached for long:
+// what was known of it says nothing about now.
+func unreachable(conditionType string, standings []standing) condition {
+	names := make([]string, len(standings))
+	for i, st := range standings {
+		names[i] = st.edge
+	}
+	return unknown(conditionType, ReasonEdgeUnreachable, fmt.Sprintf("%s cannot be reached, so that nothing is known; an edge goes on serving what it had as long as it runs: see kubectl describe edges", quotedList(names)))
+}
+
+// quotedList writes names as a person reads them: edge "a" and edge "b".
+func quotedList(names []string) string {
+	texts := make([]string, len(names))
+	for i, n := range names {
+		texts[i] = fmt.Sprintf("edge %q", n)
+	}
+	return strings.Join(texts, " and ")
 }
 
 func problemText(p lb.Problem) string {

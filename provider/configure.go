@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -47,10 +48,30 @@ func (r *round) configure() map[string]Wanted {
 		wanted[name] = Wanted{
 			EdgeSpec:        edgeSpec(e),
 			Config:          m.config,
-			ReleaseRemovals: e.Annotations[v1alpha1.ReleaseRemovalsAnnotation] == "true",
+			ReleaseRemovals: e.Annotations[v1alpha1.ReleaseRemovalsAnnotation],
+			Keep:            r.keptOn(name),
 		}
 	}
 	return wanted
+}
+
+// keptOn returns the Services of the edge's pools that go on with what they had
+// asked for before, since what they ask for by now cannot be served.
+func (r *round) keptOn(edge string) []lb.UID {
+	var kept []lb.UID
+	for _, s := range r.subjects {
+		if s.keepsLast() && slices.ContainsFunc(s.served, func(a netip.Addr) bool { return r.serves(edge, a) }) {
+			kept = append(kept, s.uid)
+		}
+	}
+	slices.Sort(kept)
+	return kept
+}
+
+// serves says whether the address is of a pool of the edge.
+func (r *round) serves(edge string, a netip.Addr) bool {
+	p := poolOf(r.pools, a)
+	return p != nil && r.serving[p.Name][edge]
 }
 
 func edgeSpec(e *v1alpha1.Edge) EdgeSpec {
@@ -90,32 +111,64 @@ func (r *round) buildsOf(edge string, m *edgeMemory) map[lb.UID]*built {
 		if s.built == nil {
 			continue
 		}
-		here := 0
-		for _, p := range s.built.pools {
-			if r.serving[p][edge] {
-				here++
-			}
-		}
-		switch here {
+		before := m.builds[s.uid]
+		here := r.addressesOn(edge, s.built, before)
+		switch len(here) {
 		case 0:
 		case len(s.built.pools):
 			builds[s.uid] = s.built
 		default:
-			builds[s.uid] = r.partOf(s.built, edge, m.builds[s.uid])
+			builds[s.uid] = s.built.only(here, before)
 		}
 	}
 	return builds
 }
 
-// partOf returns a load balancer with only those addresses that an edge serves.
-func (r *round) partOf(b *built, edge string, before *built) *built {
+// addressesOn returns which of a load balancer's addresses an edge is to have, by
+// their place: those of its pools, but for those that come from an edge that still
+// has them. Two machines with one address would take it from each other.
+func (r *round) addressesOn(edge string, b, before *built) []int {
+	var here []int
+	for i, p := range b.pools {
+		if !r.serving[p][edge] {
+			continue
+		}
+		if had := before != nil && slices.Contains(before.Addresses, b.Addresses[i]); had || !r.heldByFormer(edge, p, b.Addresses[i]) {
+			here = append(here, i)
+		}
+	}
+	return here
+}
+
+// heldByFormer says whether another edge, which is not of the pool any more, still
+// has an address of the pool. An edge that has it already keeps it all the same.
+func (r *round) heldByFormer(edge, pool string, a netip.Addr) bool {
+	for name := range r.live {
+		if name != edge && !r.serving[pool][name] && (r.addressesOf(name)[a] || r.unconfirmed(name, a)) {
+			return !r.addressesOf(edge)[a]
+		}
+	}
+	return false
+}
+
+// unconfirmed says whether an edge was told to let go of an address and has not
+// told yet what became of that.
+func (r *round) unconfirmed(edge string, a netip.Addr) bool {
+	m := r.edges[edge]
+	if m == nil {
+		return false
+	}
+	last, told := m.last[a]
+	return told && r.Fleet[edge].Status.Revision <= last
+}
+
+// only returns the load balancer with only some of its addresses, by their place.
+func (b *built) only(places []int, before *built) *built {
 	part := &built{LoadBalancer: b.LoadBalancer, of: b.of}
 	part.Addresses = nil
-	for i, p := range b.pools {
-		if r.serving[p][edge] {
-			part.Addresses = append(part.Addresses, b.Addresses[i])
-			part.pools = append(part.pools, p)
-		}
+	for _, i := range places {
+		part.Addresses = append(part.Addresses, b.Addresses[i])
+		part.pools = append(part.pools, b.pools[i])
 	}
 	if before.sameAs(part) {
 		return before

@@ -105,15 +105,17 @@ type round struct {
 	*decider
 	World
 	pools    []pool
-	faults   map[string]string // of pools that cannot be used
-	serving  map[string]map[string]bool
-	live     map[string]*v1alpha1.Edge // the edges that count, by name
-	doubled  map[string]string         // the others, with which edge they are the same as
+	faults   map[string]string          // of pools that cannot be used
+	serving  map[string]map[string]bool // edges by pool, without drained ones
+	drained  map[string]map[string]bool // those
+	live     map[string]*v1alpha1.Edge  // the edges that count, by name
+	doubled  map[string]string          // the others, with which edge they are the same as
 	nodes    NodeSet
 	subjects []*subject // that are ours, the oldest first
 	others   []*v1.Service
 	members  map[lb.PoolName]lb.Pool
 	votes    map[voteKey]vote
+	has      map[string]map[netip.Addr]bool // addresses by edge, of those that were asked for
 	writes   map[Target]Write
 	unsaved  map[lb.UID]bool
 	names    []string // of the edges, in order
@@ -145,7 +147,7 @@ func (d *decider) decide(w World) Decision {
 	}
 	r.pools, r.faults = readPools(w.Pools)
 	r.sortEdges()
-	r.serving = edgeSets(r.pools, r.live)
+	r.serving, r.drained = edgeSets(r.pools, r.live)
 	r.quarantine.load(w.Pools)
 	r.noteUnusable()
 	r.sortServices()

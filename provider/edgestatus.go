@@ -21,6 +21,8 @@ import (
 const (
 	ReasonServing     = "Serving"     // Ready: it is reached and has what is wanted
 	ReasonPaused      = "Paused"      // Ready: it is reached, and nothing is written by order
+	ReasonDraining    = "Draining"    // Ready: it lets go of its load balancers by order
+	ReasonDrained     = "Drained"     // Ready: it has let go of all of them
 	ReasonNotDurable  = "NotDurable"  // Ready: it serves what it could not save
 	ReasonUnreachable = "Unreachable" // Ready False: it is not reached, or does not let us write
 	ReasonRejected    = "Rejected"    // Ready False: it takes no new configuration
@@ -40,6 +42,7 @@ func edgeStatus(w Wanted, s EdgeState, was v1alpha1.EdgeStatus, generation int64
 	out.DesiredRevision = signed(w.Config.Revision)
 	out.LoadBalancers = count(len(w.Config.LoadBalancers))
 	out.HeldRemovals = slices.Clone(s.RemovalHeld[:min(len(s.RemovalHeld), v1alpha1.MaxHeldRemovals)])
+	out.RemovalToken = s.RemovalToken
 	out.DriftRepaired = signed(s.DriftRepaired)
 	if s.Info.Schema != "" {
 		out.Name, out.Engine, out.Version, out.Capabilities = s.Info.Name, s.Info.Engine, s.Info.Version, nil
@@ -73,6 +76,10 @@ func edgeReady(w Wanted, s EdgeState, notDurable bool) metav1.Condition {
 		c.Reason, c.Message = ReasonPaused, "spec.paused is set: the edge goes on serving what it has, and nothing is written to it"
 	case s.Problem != "":
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, ReasonRejected, s.Problem
+	case w.Drain && len(s.Holds.LoadBalancers)+len(s.Status.LoadBalancers) > 0:
+		c.Reason, c.Message = ReasonDraining, "spec.drain is set: the edge takes no new connections and lets the established ones end"
+	case w.Drain:
+		c.Reason, c.Message = ReasonDrained, "spec.drain is set: the edge holds no load balancer and no address of this cluster any more"
 	case notDurable:
 		c.Reason, c.Message = ReasonNotDurable, "the edge serves what is wanted and cannot save it: it would start with something older; look at its disk"
 	default:
@@ -90,8 +97,8 @@ func removalHeld(s EdgeState) metav1.Condition {
 	return metav1.Condition{
 		Type: v1alpha1.EdgeRemovalHeld, Status: metav1.ConditionTrue, Reason: ReasonUnconfirmed,
 		Message: bounded(fmt.Sprintf("%d removals are so many at once that the edge holds them until the API server has confirmed each; "+
-			"if they are meant, the annotation %s: \"true\" on this Edge lets them pass. The first: %s",
-			n, v1alpha1.ReleaseRemovalsAnnotation, strings.Join(firstOf(s.RemovalHeld), ", "))),
+			"if they are meant, kubectl annotate --overwrite edge %s %s=%s lets exactly these pass. The first: %s",
+			n, s.Name, v1alpha1.ReleaseRemovalsAnnotation, s.RemovalToken, strings.Join(firstOf(s.RemovalHeld), ", "))),
 	}
 }
 

@@ -34,8 +34,13 @@ type Wanted struct {
 	// Config is the whole configuration that the edge is to hold. It is not
 	// changed after it was handed over.
 	Config lb.Config
-	// ReleaseRemovals confirms by hand every removal that the edge's guard holds.
-	ReleaseRemovals bool
+	// ReleaseRemovals confirms by hand the removals that the edge's guard holds, if
+	// it is their token: see [EdgeState.RemovalToken]. What is held later has
+	// another one.
+	ReleaseRemovals string
+	// Keep are load balancers that stay as the edge holds them, since what their
+	// Services ask for by now cannot be served.
+	Keep []lb.UID
 }
 
 // FleetOptions are what a Fleet needs from its surroundings. All are required
@@ -253,6 +258,8 @@ type EdgeState struct {
 	// RemovalHeld are the removals, as in [lb.RemovalHeldError], that the edge's
 	// guard holds and nobody has confirmed, sorted.
 	RemovalHeld []string
+	// RemovalToken stands for exactly these removals, empty if there are none.
+	RemovalToken string
 	// DriftRepaired counts how often the edge had lost or changed its state and
 	// was put right.
 	DriftRepaired uint64

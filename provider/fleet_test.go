@@ -106,8 +106,14 @@ func (r *rig) with(change func()) {
 	change()
 }
 
-func paused(w *Wanted)   { w.Paused = true }
-func released(w *Wanted) { w.ReleaseRemovals = true }
+func paused(w *Wanted) { w.Paused = true }
+func drained(w *Wanted) { w.Drain = true }
+func released(token string) func(*Wanted) {
+	return func(w *Wanted) { w.ReleaseRemovals = token }
+}
+func keeping(uids ...lb.UID) func(*Wanted) {
+	return func(w *Wanted) { w.Keep = uids }
+}
 
 // settle lets everything happen that needs no time, and then d.
 func (r *rig) settle(d time.Duration) EdgeState {

@@ -2,6 +2,8 @@ package provider
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -76,7 +78,7 @@ func (c *session) hold(e *lb.RemovalHeldError) {
 		return
 	}
 	c.confirm = time.Now()
-	c.state.RemovalHeld = sortedKeys(c.held)
+	c.tellHeld()
 	c.log.Warn("edge holds removals until they are confirmed; everything else is sent",
 		zap.Int("held", len(c.held)), zap.Int("largest", e.Largest), zap.Strings("some", firstOf(c.state.RemovalHeld)))
 	c.fleet.options.Event(c.spec.Name, corev1.EventTypeWarning, "RemovalHeld",
@@ -93,7 +95,7 @@ func (c *session) released(keys []string) {
 	for _, key := range keys {
 		delete(c.held, key)
 	}
-	c.state.RemovalHeld = sortedKeys(c.held)
+	c.tellHeld()
 	c.log.Info("held removals are confirmed and done", zap.Int("done", len(keys)), zap.Int("still held", len(c.held)), zap.Strings("some", firstOf(keys)))
 	c.fleet.options.Event(c.spec.Name, corev1.EventTypeNormal, "RemovalReleased",
 		fmt.Sprintf("%d held removals are confirmed and done, %d are still held", len(keys), len(c.held)))
@@ -110,7 +112,33 @@ func (c *session) forgetHeld(want lb.Config) {
 			delete(c.held, key)
 		}
 	}
-	c.state.RemovalHeld = sortedKeys(c.held)
+	c.tellHeld()
+}
+
+// tellHeld says in the state which removals are held, and by which token a person
+// lets them pass. The token is of no use for any others, nor for the same at
+// another time.
+func (c *session) tellHeld() {
+	keys := sortedKeys(c.held)
+	if slices.Equal(keys, c.state.RemovalHeld) {
+		return
+	}
+	c.state.RemovalHeld, c.state.RemovalToken = keys, ""
+	if len(keys) == 0 {
+		c.heldSince = time.Time{}
+		return
+	}
+	if c.heldSince.IsZero() {
+		c.heldSince = time.Now()
+	}
+	sum := sha256.Sum256([]byte(c.heldSince.UTC().Format(time.RFC3339Nano) + "\n" + strings.Join(keys, "\n")))
+	c.state.RemovalToken = hex.EncodeToString(sum[:5])
+}
+
+// releasedByHand says whether a person has let the held removals pass. Those of an
+// edge that is drained are meant.
+func (c *session) releasedByHand(w Wanted) bool {
+	return w.Drain || w.ReleaseRemovals != "" && w.ReleaseRemovals == c.state.RemovalToken
 }
 
 // confirmHeld looks held removals up at the API server when that is due, and
@@ -123,7 +151,7 @@ func (c *session) confirmHeld(ctx context.Context, w Wanted) (again time.Duratio
 		return wait, nil
 	}
 	c.confirm = time.Now().Add(confirmEvery)
-	config, withheld := withhold(w.Config, c.state.Info)
+	config, withheld := c.compose(w)
 	confirmed, err := c.lookUp(ctx, withheld)
 	if err != nil {
 		c.log.Warn("held removals cannot be looked up, they stay held; trying again", zap.Duration("in", confirmEvery), zap.Error(err))

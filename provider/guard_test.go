@@ -130,21 +130,65 @@ func TestGuardReleasedByHand(t *testing.T) {
 			t.Errorf("%d removals are held, want 18", len(st.RemovalHeld))
 		}
 		lists := r.lists
-		r.set("a", config(2, 1, 1), released)
-		if st := r.settle(0); len(st.RemovalHeld) != 0 {
-			t.Errorf("still held after the release: %q", st.RemovalHeld)
+		r.set("a", config(2, 1, 1), released("true"))
+		if st := r.settle(0); len(st.RemovalHeld) != 18 {
+			t.Errorf("%d removals are held, want 18: the annotation does not hold their token", len(st.RemovalHeld))
+		}
+		token := r.settle(0).RemovalToken
+		r.set("a", config(2, 1, 1), released(token))
+		if st := r.settle(0); len(st.RemovalHeld) != 0 || st.RemovalToken != "" {
+			t.Errorf("still held after the release: %q, token %q", st.RemovalHeld, st.RemovalToken)
 		}
 		r.holds("a", config(2, 1, 1))
 		if r.lists != lists {
 			t.Error("the API server was asked about removals that were released by hand")
 		}
-		// With the annotation left in place nothing is held in the first place.
+		// An annotation that was left in place is of no use for what comes later, even
+		// if it is the very same.
 		r.edges["a"].GuardRemovals()
-		r.set("a", config(3, 10, 10), released)
+		r.set("a", config(3, 10, 10), released(token))
+		r.settle(time.Second)
+		r.set("a", config(4, 1, 1), released(token))
+		if st := r.settle(0); len(st.RemovalHeld) != 18 || st.RemovalToken == token {
+			t.Errorf("%d removals are held with token %q, want 18 with another than %q", len(st.RemovalHeld), st.RemovalToken, token)
+		}
+	})
+}
+
+func TestGuardLetsDrainedEdgesGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := guarded(t)
+		r.stillThere()
+		r.set("a", config(2, 0, 10), drained)
+		if st := r.settle(0); len(st.RemovalHeld) != 0 {
+			t.Errorf("held are %q, want none on an edge that is drained", st.RemovalHeld)
+		}
+		r.holds("a", config(2, 0, 10))
+	})
+}
+
+// TestLastGoodStays takes load balancers away that are to be kept, and one that
+// the edge cannot serve any more as it is wanted.
+func TestLastGoodStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := guarded(t)
+		r.set("a", config(2, 9, 10), keeping(uid(9), "unknown"))
 		r.settle(0)
-		r.set("a", config(4, 0, 1), released)
-		r.settle(0)
-		r.holds("a", config(4, 0, 1))
+		r.holds("a", config(2, 10, 10))
+		next := config(3, 10, 10)
+		l := next.LoadBalancers[uid(3)]
+		l.Listeners = append(slices.Clone(l.Listeners), lb.Listener{Protocol: lb.SCTP, Port: 9, TargetPort: 30009})
+		next.LoadBalancers[uid(3)] = l
+		r.edges["a"].SetInfo(lb.Info{Name: "a", Schema: lb.Schema, Capabilities: []lb.Capability{lb.CapIPv4, lb.CapRoundRobin, lb.CapTCP}})
+		r.edges["a"].Down(errors.New("restarting"))
+		r.settle(time.Second)
+		r.edges["a"].Down(nil)
+		r.set("a", next)
+		st := r.settle(soon)
+		r.holds("a", config(3, 10, 10))
+		if _, ok := st.Withheld[uid(3)]; !ok || len(st.Withheld) != 1 {
+			t.Errorf("withheld are %v, want %s", st.Withheld, uid(3))
+		}
 	})
 }
 

@@ -21,8 +21,8 @@ type pool struct {
 	namespaces labels.Selector
 	services   labels.Selector
 	edges      labels.Selector
-	// closed pools overlap an older one: Services keep what they have of them,
-	// and nothing more is given out.
+	// closed pools overlap an older one, or are about to be deleted: Services keep
+	// what they have of them, and nothing more is given out.
 	closed bool
 }
 
@@ -41,7 +41,10 @@ func readPools(objects []*v1alpha1.AddressPool) (pools []pool, faults map[string
 			faults[o.Name] = err.Error()
 			continue
 		}
-		if err := overlap(p, pools); err != nil {
+		if o.DeletionTimestamp != nil {
+			// Whatever takes its place may have the same addresses.
+			p.closed, p.AutoAssign = true, false
+		} else if err := overlap(p, pools); err != nil {
 			faults[o.Name] = err.Error()
 			p.closed, p.AutoAssign = true, false
 		}
@@ -136,19 +139,23 @@ func poolOf(pools []pool, a netip.Addr) *pool {
 	return nil
 }
 
-// edgeSets says for each pool which edges serve it, by name of the Edge object.
-func edgeSets(pools []pool, edges map[string]*v1alpha1.Edge) map[string]map[string]bool {
-	sets := make(map[string]map[string]bool, len(pools))
+// edgeSets says for each pool which edges serve it, by name of the Edge object,
+// and which would if they were not to be drained.
+func edgeSets(pools []pool, edges map[string]*v1alpha1.Edge) (serving, drained map[string]map[string]bool) {
+	serving, drained = make(map[string]map[string]bool, len(pools)), make(map[string]map[string]bool, len(pools))
 	for _, p := range pools {
-		set := map[string]bool{}
+		serving[p.Name], drained[p.Name] = map[string]bool{}, map[string]bool{}
 		for name, e := range edges {
-			if p.edges.Matches(labels.Set(e.Labels)) {
-				set[name] = true
+			switch {
+			case !p.edges.Matches(labels.Set(e.Labels)):
+			case e.Spec.Drain:
+				drained[p.Name][name] = true
+			default:
+				serving[p.Name][name] = true
 			}
 		}
-		sets[p.Name] = set
 	}
-	return sets
+	return serving, drained
 }
 
 // sortedNames returns the keys of a set in order.

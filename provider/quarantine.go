@@ -217,19 +217,13 @@ func (r *round) toldBy(edge string) func(netip.Addr) bool {
 	if !ok || !st.Known || st.Status.Revision < st.Holds.Revision {
 		return func(netip.Addr) bool { return true }
 	}
-	serving := map[netip.Addr]bool{}
-	note := func(l lb.LoadBalancer) {
-		for _, a := range l.Addresses {
-			serving[a] = true
-		}
-	}
-	for _, l := range st.Holds.LoadBalancers {
-		note(l)
-	}
+	serving := maps.Clone(r.addressesOf(edge))
 	last := map[netip.Addr]uint64{}
 	if m := r.edges[edge]; m != nil {
 		for _, b := range m.builds {
-			note(b.LoadBalancer)
+			for _, a := range b.Addresses {
+				serving[a] = true
+			}
 		}
 		maps.DeleteFunc(m.last, func(_ netip.Addr, revision uint64) bool { return st.Holds.Revision > revision })
 		last = m.last
@@ -245,13 +239,31 @@ func (r *round) mayServe(edge string, a netip.Addr) bool {
 		return true
 	}
 	// The pool's edges may have changed since.
-	st := r.Fleet[edge]
+	return r.addressesOf(edge)[a]
+}
+
+// addressesOf returns the addresses that an edge has, as far as it has told: it
+// holds a load balancer with them, or lets the last connections to them end.
+func (r *round) addressesOf(edge string) map[netip.Addr]bool {
+	if has, ok := r.has[edge]; ok {
+		return has
+	}
+	st, has := r.Fleet[edge], map[netip.Addr]bool{}
 	for _, l := range st.Holds.LoadBalancers {
-		if slices.Contains(l.Addresses, a) {
-			return true
+		for _, a := range l.Addresses {
+			has[a] = true
 		}
 	}
-	return false
+	for _, l := range st.Status.LoadBalancers {
+		for _, a := range l.Leaving {
+			has[a] = true
+		}
+	}
+	if r.has == nil {
+		r.has = map[string]map[netip.Addr]bool{}
+	}
+	r.has[edge] = has
+	return has
 }
 
 // findUnsaved notes the Services with addresses in quarantine of which the

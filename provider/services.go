@@ -77,7 +77,7 @@ func Translate(svc *v1.Service) Translation {
 }
 
 func (t *Translation) refuse(field, value, want string) {
-	t.Refusals = append(t.Refusals, Complaint{Field: field, Value: value, Want: want, Instead: "the Service is not served"})
+	t.Refusals = append(t.Refusals, Complaint{Field: field, Value: value, Want: want, Instead: "the Service is not served like this"})
 }
 
 // loadBalancerIP honours the old field for a requested address where the

@@ -18,6 +18,9 @@ const (
 	// unconfirmedAfter is how long a changed load balancer counts as programmed
 	// while no edge has confirmed its newest version.
 	unconfirmedAfter = 10 * time.Second
+	// unreachableAfter is how long no edge of a Service may be reached until what is
+	// said of it stops to count. Shorter cuts must not cost a write per Service.
+	unreachableAfter = time.Minute
 )
 
 // words is when a condition was last written for the sake of its message, and
@@ -223,6 +226,12 @@ func (r *round) standings(s *subject) []standing {
 		}
 		all = append(all, standingOf(name, r.Fleet[name], s.uid, m.since[s.uid]))
 	}
+	if len(all) == 0 {
+		for _, pool := range s.built.pools {
+			s.drained = append(s.drained, sortedNames(r.drained[pool])...)
+		}
+		s.drained = slices.Compact(s.drained)
+	}
 	s.standings = all
 	return all
 }
@@ -237,6 +246,9 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 	}
 	if _, recording := r.proposals[s.uid]; recording && len(s.served) == 0 {
 		return unknown(ConditionProgrammed, ReasonPending, "edges have not been told yet"), true
+	}
+	if r.lost(standings) {
+		return unreachable(ConditionProgrammed, standings), true
 	}
 	c, known := programmed(s, standings)
 	if known {
@@ -263,6 +275,26 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 	return pending, true
 }
 
+// lost says whether none of the edges has been reached for long, and asks for
+// another round when that is about to be so.
+func (r *round) lost(standings []standing) bool {
+	if len(standings) == 0 {
+		return false
+	}
+	var wait time.Duration
+	for _, st := range standings {
+		state := r.Fleet[st.edge]
+		if state.Connected || state.Since.IsZero() {
+			return false
+		}
+		wait = max(wait, unreachableAfter-r.Now.Sub(state.Since))
+	}
+	if wait > 0 {
+		r.wakeIn(wait)
+	}
+	return wait <= 0
+}
+
 // changedHere says whether the load balancer has changed after the first
 // configuration that an edge was given by this process: before, the edge may
 // well have it from whoever led last.
@@ -286,7 +318,10 @@ type voteKey struct {
 // stays while nothing is known.
 func (r *round) healthOf(s *subject) (condition, bool) {
 	if s.built == nil {
-		return condition{}, false
+		return r.healthBefore(s, s.keepsLast())
+	}
+	if r.lost(s.standings) {
+		return unreachable(ConditionBackendsHealthy, s.standings), true
 	}
 	check := s.translation.Check
 	var c condition
@@ -306,8 +341,14 @@ func (r *round) healthOf(s *subject) (condition, bool) {
 	if known {
 		return c, true
 	}
+	return r.healthBefore(s, true)
+}
+
+// healthBefore returns what was said of the backends' health before, if it still
+// counts.
+func (r *round) healthBefore(s *subject, counts bool) (condition, bool) {
 	before := conditionOf(s.svc, ConditionBackendsHealthy)
-	if before == nil {
+	if before == nil || !counts {
 		return condition{}, false
 	}
 	return condition{before.Type, before.Status, before.Reason, before.Message}, true

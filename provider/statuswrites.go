@@ -23,6 +23,9 @@ const statusEvery = 5 * time.Second
 // ReasonDoubled says that an Edge is the same as another.
 const ReasonDoubled = "SameEndpoint"
 
+// ReasonTerminating says that an AddressPool is to be deleted and still in use.
+const ReasonTerminating = "Terminating"
+
 // maxCount is the largest number of addresses that a status tells: what JSON
 // readers can count to.
 const maxCount = 1<<53 - 1
@@ -68,10 +71,10 @@ func (r *round) writePools() {
 		r.stats.Pools = append(r.stats.Pools, PoolStats{
 			Name: o.Name, Total: status.Total, Used: status.Used, Quarantined: status.QuarantinedTotal,
 		})
-		if equality.Semantic.DeepEqual(o.Status, status) {
+		t := Target{Kind: PoolKind, Name: o.Name}
+		if r.guardPool(t, o, status.Used+status.QuarantinedTotal > 0) || equality.Semantic.DeepEqual(o.Status, status) {
 			continue
 		}
-		t := Target{Kind: PoolKind, Name: o.Name}
 		priority := PriorityDetail
 		if unsaved(o.Status.Quarantined, status.Quarantined) {
 			priority = PriorityAddress
@@ -81,6 +84,27 @@ func (r *round) writePools() {
 		}
 		r.putStatus(t, o.ResourceVersion, o.UID, status, priority)
 	}
+}
+
+// guardPool keeps a pool of which addresses are in use or in quarantine from
+// vanishing, and lets one go that is to be deleted once that is over. It returns
+// whether there was something to do.
+func (r *round) guardPool(t Target, o *v1alpha1.AddressPool, inUse bool) bool {
+	at := slices.Index(o.Finalizers, v1alpha1.PoolFinalizer)
+	var op string
+	switch {
+	case o.DeletionTimestamp == nil && inUse && at < 0 && len(o.Finalizers) == 0:
+		op = fmt.Sprintf(`{"op":"add","path":"/metadata/finalizers","value":[%q]}`, v1alpha1.PoolFinalizer)
+	case o.DeletionTimestamp == nil && inUse && at < 0:
+		op = fmt.Sprintf(`{"op":"add","path":"/metadata/finalizers/-","value":%q}`, v1alpha1.PoolFinalizer)
+	case o.DeletionTimestamp != nil && !inUse && at >= 0:
+		op = fmt.Sprintf(`{"op":"remove","path":"/metadata/finalizers/%d"}`, at)
+	default:
+		return false
+	}
+	patch := fmt.Sprintf(`[{"op":"replace","path":"/metadata/uid","value":%q},{"op":"replace","path":"/metadata/resourceVersion","value":%q},%s]`, o.UID, o.ResourceVersion, op)
+	r.writes[t] = Write{UID: o.UID, Base: o.ResourceVersion, Type: types.JSONPatchType, Patch: []byte(patch), Meta: true, Priority: PriorityAddress}
+	return true
 }
 
 // unsaved says whether something is in quarantine of which the written status
@@ -115,6 +139,11 @@ func (r *round) poolStatus(o *v1alpha1.AddressPool, in []v1alpha1.QuarantinedAdd
 	switch {
 	case r.faults[o.Name] != "":
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Unusable", bounded(r.faults[o.Name])
+	case o.DeletionTimestamp != nil:
+		ready.Status, ready.Reason = metav1.ConditionFalse, ReasonTerminating
+		ready.Message = fmt.Sprintf("the pool is to be deleted and gives nothing out; it goes when its last address is free: %d are in use, %d in quarantine", used, len(in))
+	case len(r.serving[o.Name]) == 0 && len(r.drained[o.Name]) > 0:
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, ReasonEdgeDraining, "no Edge serves the pool: spec.drain is set on "+quotedList(sortedNames(r.drained[o.Name]))
 	case len(r.serving[o.Name]) == 0:
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, ReasonNoEdge, "no Edge serves the pool: its edgeSelector matches none"
 	}

@@ -36,6 +36,8 @@ type subject struct {
 	served []netip.Addr
 	// built is the load balancer, nil if there is none.
 	built *built
+	// drained are the edges that would serve it, were they not to be drained.
+	drained []string
 	// standings is how it stands on each edge, nil until it was looked up.
 	standings []standing
 }
@@ -70,6 +72,10 @@ type grant struct {
 	// reason and message say why not, or what there is to say.
 	reason, message string
 }
+
+// keepsLast says that edges go on with what the Service asked for before: it has
+// its addresses, and what it asks for now cannot be served.
+func (s *subject) keepsLast() bool { return len(s.translation.Refusals) > 0 && len(s.served) > 0 }
 
 // assigned says whether the Service has its addresses.
 func (s *subject) assigned() condition {

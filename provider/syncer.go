@@ -68,7 +68,8 @@ type syncer struct {
 	// drift is what was found different at the edge and is not yet repaired.
 	drift *difference
 	// held are the removals that the edge's guard holds and nobody has confirmed.
-	held map[string]bool
+	held      map[string]bool
+	heldSince time.Time // when the first of them was
 	// patience is the factor on the timeouts of large calls.
 	patience time.Duration
 }

@@ -40,15 +40,42 @@ func (c *session) push(ctx context.Context) (again time.Duration, err error) {
 // send brings what is wanted to the edge, but for what it cannot do and for
 // removals that it holds.
 func (c *session) send(ctx context.Context, w Wanted) error {
-	config, withheld := withhold(w.Config, c.state.Info)
+	config, withheld := c.compose(w)
 	c.state.Withheld = withheld
-	if err := c.deliver(ctx, config, func(string) bool { return w.ReleaseRemovals }); err != nil {
+	if err := c.deliver(ctx, config, func(string) bool { return c.releasedByHand(w) }); err != nil {
 		return err
 	}
 	c.repaired()
 	c.state.Problem = ""
 	c.publish()
 	return nil
+}
+
+// compose returns what the edge is to hold: what is wanted but for what it cannot
+// do, which is returned with the reasons, and with the last good version where the
+// newest cannot be served.
+func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem) {
+	config, withheld := withhold(w.Config, c.state.Info)
+	return keep(config, c.state.Holds, c.lastGood(w, withheld)), withheld
+}
+
+// lastGood returns the keys of the load balancers that are to stay as the edge
+// holds them: those whose Services ask for what nobody can serve, and those that
+// this edge lacks the means for in their newest version, if it has those for the
+// one that it holds and the addresses are the same.
+func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
+	var keys []string
+	for _, uid := range w.Keep {
+		keys = append(keys, loadBalancerKey+string(uid))
+	}
+	for uid := range withheld {
+		l, ok := c.state.Holds.LoadBalancers[uid]
+		if ok && slices.Equal(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && len(l.Lacking(c.state.Info.Capabilities)) == 0 {
+			keys = append(keys, loadBalancerKey+string(uid))
+		}
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // set writes once, and keeps the books about what the edge holds.
@@ -125,7 +152,7 @@ func (c *session) repaired() {
 // same says whether o asks for the very same, told by identity where comparing
 // would be dear: a configuration is never changed, so equal maps are the same.
 func (w Wanted) same(o Wanted) bool {
-	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals &&
+	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && slices.Equal(w.Keep, o.Keep) &&
 		w.Config.Revision == o.Config.Revision &&
 		sameMap(w.Config.Nodes, o.Config.Nodes) &&
 		sameMap(w.Config.Pools, o.Config.Pools) &&

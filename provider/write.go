@@ -7,7 +7,7 @@ import (
 // Kind is a kind of object that is written to.
 type Kind uint8
 
-// The kinds of objects that are written to, always their subresource status.
+// The kinds of objects that are written to.
 const (
 	ServiceKind Kind = iota
 	PoolKind
@@ -58,8 +58,8 @@ const (
 	PriorityDetail
 )
 
-// Write is one PATCH of the subresource status of an object. Without a Patch it
-// is the question whether the object is still there.
+// Write is one PATCH of the subresource status of an object, or of the object
+// itself. Without a Patch it is the question whether the object is still there.
 type Write struct {
 	// UID is the UID of the object.
 	UID types.UID
@@ -68,6 +68,9 @@ type Write struct {
 	// Type and Patch are what is sent.
 	Type  types.PatchType
 	Patch []byte
+	// Meta says that the object itself is written to: the status of a custom
+	// resource has no finalizers, while that of a Service has.
+	Meta bool
 	// Priority says what goes first.
 	Priority Priority
 	// Events are told when the write has succeeded.

@@ -74,6 +74,10 @@ type AddressPoolSpec struct {
 	EdgeSelector *metav1.LabelSelector `json:"edgeSelector,omitempty"`
 }
 
+// PoolFinalizer keeps an AddressPool as long as addresses of it are in use or in
+// quarantine.
+const PoolFinalizer = "eclusa.io/address-pool"
+
 // MaxQuarantined is the number of quarantined addresses that the status of a
 // pool lists.
 const MaxQuarantined = 4096

@@ -51,8 +51,10 @@ type EdgeSpec struct {
 	// +optional
 	ServerName string `json:"serverName,omitempty"`
 
-	// Drain asks the edge to give its addresses to other edges and to take no new
-	// connections, before maintenance.
+	// Drain has the edge let go of all load balancers of this cluster, before
+	// maintenance: it takes no new connections, established ones may end within
+	// their drain timeout, and then the addresses go. Other edges of the pools go on
+	// serving them.
 	//
 	// +optional
 	Drain bool `json:"drain,omitempty"`
@@ -63,8 +65,9 @@ type EdgeSpec struct {
 	Paused bool `json:"paused,omitempty"`
 }
 
-// ReleaseRemovalsAnnotation on an Edge, with the value "true", lets all removals
-// pass that are held back on this edge because they are so many.
+// ReleaseRemovalsAnnotation on an Edge lets removals pass that are held back on
+// this edge because they are so many. Its value is the token that the Edge's status
+// shows for them: it is of no use for others that are held later.
 const ReleaseRemovalsAnnotation = "eclusa.io/release-removals"
 
 // The types of an Edge's conditions.
@@ -173,6 +176,11 @@ type EdgeStatus struct {
 	// +listType=set
 	// +optional
 	HeldRemovals []string `json:"heldRemovals,omitempty"`
+	// RemovalToken stands for all held removals: as the value of the annotation
+	// eclusa.io/release-removals it lets them pass.
+	//
+	// +optional
+	RemovalToken string `json:"removalToken,omitempty"`
 	// DriftRepaired counts how often the edge was found with another
 	// configuration than the cluster had given it, and was set right.
 	//
