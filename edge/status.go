@@ -15,6 +15,10 @@ import (
 const (
 	// statusWait is the longest that Status waits for a change.
 	statusWait = 30 * time.Second
+	// statusGather is how long an answer waits for what comes with a change: a new
+	// configuration is held first and applied a moment later, and whoever was told
+	// of the first would have to wait for the next answer.
+	statusGather = 20 * time.Millisecond
 	// maxTombstones is how many removed entries a cluster's status remembers.
 	// Beyond it clients that know older ones get everything again.
 	maxTombstones = 8192
@@ -182,8 +186,8 @@ func dropGone[K comparable, V any](entries map[K]entry[V]) {
 	}
 }
 
-// wait returns what changed after the cursor as soon as something has, or the
-// empty delta when nothing did for statusWait.
+// wait returns what changed after the cursor once something has, or the empty
+// delta when nothing did for statusWait.
 func (s *statusLog) wait(ctx context.Context, after lb.Cursor) (lb.StatusDelta, error) {
 	timer := time.NewTimer(statusWait)
 	defer timer.Stop()
@@ -194,6 +198,13 @@ func (s *statusLog) wait(ctx context.Context, after lb.Cursor) (lb.StatusDelta, 
 		}
 		select {
 		case <-changed:
+			timer.Reset(statusGather)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+			d, _ := s.delta(after)
+			return d, nil
 		case <-timer.C:
 			return d, nil
 		case <-ctx.Done():
