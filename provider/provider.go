@@ -73,6 +73,7 @@ type Provider struct {
 	options Options
 	kick    chan struct{}
 	ready   chan struct{} // closed when eyes and clients are there
+	settled chan struct{} // see Settled
 	once    sync.Once
 	metrics *metrics
 	waiters *waiters
@@ -106,6 +107,7 @@ func New(o Options) *Provider {
 		options: o.withDefaults(),
 		kick:    make(chan struct{}, 1),
 		ready:   make(chan struct{}),
+		settled: make(chan struct{}),
 		metrics: newMetrics(),
 		waiters: &waiters{},
 	}
@@ -126,6 +128,11 @@ func (p *Provider) Enable(controller string) error {
 	signal(p.kick)
 	return nil
 }
+
+// Settled returns a channel that is closed once every Service that was there at
+// the start has its addresses recorded, as far as there are any. What can wait for
+// that should: the API server has enough to do until then.
+func (p *Provider) Settled() <-chan struct{} { return p.settled }
 
 func (p *Provider) controllers() Controllers {
 	return Controllers{Stock: p.stock.Load(), Class: p.class.Load()}
@@ -211,7 +218,7 @@ func (p *Provider) run(ctx context.Context, f fleet) error {
 	})
 	r := &reconciler{
 		eyes: p.eyes, controllers: p.controllers, settings: p.options.Settings, fleet: f, writer: w,
-		kick: p.kick, log: log.Named("reconciler"), metrics: p.metrics, waiters: p.waiters, decider: newDecider(),
+		kick: p.kick, settled: p.settled, log: log.Named("reconciler"), metrics: p.metrics, waiters: p.waiters, decider: newDecider(),
 	}
 	p.metrics.watch(f)
 	group.Go(func() error { return f.Run(ctx) })

@@ -42,6 +42,8 @@ type reconciler struct {
 	fleet       fleet
 	writer      *writer
 	kick        chan struct{}
+	settled     chan struct{} // closed when no address waits to be recorded for the first time
+	calm        bool          // it is closed
 	log         *zap.Logger
 	metrics     *metrics
 	waiters     *waiters
@@ -90,6 +92,7 @@ func (r *reconciler) round(now time.Time) time.Duration {
 	r.takeResults()
 	world, ask := r.look(now)
 	d := r.decider.decide(world)
+	r.settle(d.Writes)
 	for t, uid := range ask {
 		d.Writes[t] = Write{UID: uid, Priority: PriorityAddress}
 	}
@@ -105,6 +108,20 @@ func (r *reconciler) round(now time.Time) time.Duration {
 		return min(d.WakeIn, resync)
 	}
 	return resync
+}
+
+// settle notes when no address of a Service waits to be recorded.
+func (r *reconciler) settle(writes map[Target]Write) {
+	if r.calm {
+		return
+	}
+	for t, w := range writes {
+		if t.Kind == ServiceKind && w.Priority == PriorityAddress {
+			return
+		}
+	}
+	r.calm = true
+	close(r.settled)
 }
 
 // tell writes notes to the log. When there are very many, most are left out.

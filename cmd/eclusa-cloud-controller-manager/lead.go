@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -77,7 +79,8 @@ func (l *leader) lead(ctx context.Context) error {
 	}
 	l.provider.Initialize(c.ClientBuilder, ctx.Done())
 	l.provider.SetInformers(c.SharedInformers)
-	if err := l.startControllers(ctx, controllers); err != nil {
+	stock, err := l.enableControllers()
+	if err != nil {
 		return err
 	}
 	// Only now that everybody has said what they want to see: informers that are
@@ -85,11 +88,42 @@ func (l *leader) lead(ctx context.Context) error {
 	c.SharedInformers.Start(ctx.Done())
 	controllers.InformerFactory.Start(ctx.Done())
 	close(controllers.InformersStarted)
-	return l.provider.Run(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return l.provider.Run(ctx) })
+	if stock {
+		group.Go(func() error { return l.startStock(ctx, controllers) })
+	}
+	return group.Wait()
 }
 
-// startControllers starts those controllers that --controllers asks for.
-func (l *leader) startControllers(ctx context.Context, controllers genericapp.ControllerContext) error {
+// stockPatience is how long Kubernetes' own service controller waits at most until
+// we have recorded the addresses of the Services that are there already.
+const stockPatience = 30 * time.Second
+
+// startStock starts Kubernetes' own service controller once addresses are
+// recorded. For each Service it sends an Event and, unless we did, writes the
+// finalizer, and nobody waits for these: with thousands of new Services it would
+// keep the API server from what people do wait for.
+func (l *leader) startStock(ctx context.Context, controllers genericapp.ControllerContext) error {
+	timer := time.NewTimer(stockPatience)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-l.provider.Settled():
+	case <-timer.C:
+	}
+	start := app.StartServiceControllerWrapper(app.ControllerInitContext{ClientName: "service-controller"}, l.config, l.provider)
+	if _, started, err := start(ctx, controllers); err != nil || !started {
+		return fmt.Errorf("controller %q of Kubernetes did not start: %w", provider.StockController, err)
+	}
+	l.log.Info("controller of Kubernetes started", zap.String("controller", provider.StockController))
+	return nil
+}
+
+// enableControllers enables those controllers that --controllers asks for, and
+// says whether that of Kubernetes is among them.
+func (l *leader) enableControllers() (stock bool, _ error) {
 	var checks []healthz.HealthChecker
 	for _, name := range controllerNames() {
 		if !genericapp.IsControllerEnabled(name, app.ControllersDisabledByDefault, l.config.ComponentConfig.Generic.Controllers) {
@@ -97,20 +131,15 @@ func (l *leader) startControllers(ctx context.Context, controllers genericapp.Co
 			continue
 		}
 		if err := l.provider.Enable(name); err != nil {
-			return err
+			return false, err
 		}
-		if name == provider.StockController {
-			start := app.StartServiceControllerWrapper(app.ControllerInitContext{ClientName: "service-controller"}, l.config, l.provider)
-			if _, started, err := start(ctx, controllers); err != nil || !started {
-				return fmt.Errorf("controller %q of Kubernetes did not start: %w", name, err)
-			}
-		}
+		stock = stock || name == provider.StockController
 		checks = append(checks, controllerhealthz.NamedPingChecker(name))
-		l.log.Info("controller started", zap.String("controller", name))
+		l.log.Info("controller enabled", zap.String("controller", name))
 	}
 	if len(checks) == 0 {
-		return &usageError{errors.New("--controllers: all controllers are disabled, nothing is left to do")}
+		return false, &usageError{errors.New("--controllers: all controllers are disabled, nothing is left to do")}
 	}
 	l.health.AddHealthChecker(checks...)
-	return nil
+	return stock, nil
 }
