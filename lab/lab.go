@@ -83,7 +83,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err := installPackages(ctx, n); err != nil {
 		return nil, err
 	}
-	programs, err := build(ctx, n)
+	programs, err := build(ctx, n, kubernetes)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -75,13 +76,34 @@ func TestQuote(t *testing.T) {
 	}
 }
 
-func TestKubernetesVersion(t *testing.T) {
-	got, err := kubernetesVersion("kubernetes")
-	if err != nil || !strings.HasPrefix(got, "v1.") {
-		t.Errorf("got %q, %v; want v1.something", got, err)
+func TestPinnedVersions(t *testing.T) {
+	for _, p := range append(slices.Clone(kubernetes.programs), helm.programs...) {
+		got, err := p.version("..")
+		if err != nil || !strings.HasPrefix(got, "v") {
+			t.Errorf("%s: got %q, %v; want v and a number", p.name, got, err)
+		}
 	}
-	if _, err := kubernetesVersion(t.TempDir()); err == nil {
+	if got, err := kubernetes.versions(".."); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "v1.") {
+		t.Errorf("Kubernetes: got %q, %v; want one v1.something", got, err)
+	}
+	if got, err := helm.versions(".."); err != nil || len(got) != 2 || !strings.HasPrefix(got[0], "v3.") || !strings.HasPrefix(got[1], "v4.") {
+		t.Errorf("Helm: got %q, %v; want one v3.something and one v4.something", got, err)
+	}
+	if got, err := pinned("..", "helm3", "example.com/other"); err == nil {
+		t.Errorf("a module that is not required: got %q, want an error", got)
+	}
+	if _, err := pinned(t.TempDir(), "helm3", "helm.sh/helm/v3"); err == nil {
 		t.Error("no go.mod: no error")
+	}
+}
+
+func TestLinkerFlags(t *testing.T) {
+	for _, p := range []program{kubernetes.programs[0], helm.programs[0], helm.programs[1]} {
+		flags, err := p.linkerFlags("..")
+		version, _ := p.version("..")
+		if err != nil || !strings.Contains(flags, "ersion="+version) {
+			t.Errorf("%s: got %q, %v; want the version %s in it", p.name, flags, err, version)
+		}
 	}
 }
 
