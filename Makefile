@@ -33,6 +33,15 @@ down: ## take the lab of `make up` down completely
 build: ## build the programs into bin/
 	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
+# A chart's version must be a semantic one: v1.2.3-4-gabc stays, a bare commit becomes 0.0.0-gabc.
+CHART_VERSION = $(shell echo '$(VERSION)' | sed -E 's/^v?([0-9]+\.[0-9]+\.[0-9]+)/\1/; t; s/[^0-9A-Za-z-]/-/g; s/^/0.0.0-g/')
+
+.PHONY: chart
+chart: ## package the Helm chart into dist/, with the version from git
+	@helm=$$($(GO) run ./lab/cmd/lab build --helm)/helm4; \
+	  "$$helm" lint --strict charts/eclusa && \
+	  "$$helm" package charts/eclusa --destination dist --version '$(CHART_VERSION)' --app-version '$(VERSION)'
+
 .PHONY: test
 test: lint-fast test-unit test-lab ## every test: formatting and vet, all packages with the race detector, the lab and end to end (needs root)
 
@@ -64,5 +73,5 @@ lint-fast: ## gofmt and go vet
 	$(GO) vet ./...
 
 .PHONY: generate
-generate: ## regenerate deepcopy functions and the manifests of the custom resources
+generate: ## regenerate deepcopy functions, the manifests of the custom resources and the table of the chart's values
 	$(GO) generate ./...

@@ -41,6 +41,7 @@ var imports = []struct {
 	{"api/...", nil, "the types of the API stand alone"},
 	{"provider", []string{"lb", "healthcheck", "ipam", "api/..."}, "the provider is handed its edges and cannot tell a network from a fake"},
 	{"cmd/...", []string{"..."}, "mains join everything"},
+	{"charts/...", nil, "the chart is what users install; its tools read its files"},
 	{"lab/...", []string{"lab/..."}, "the lab installs eclusa the way a user does"},
 	{"e2e", []string{"..."}, "tests may look at everything"},
 	{"bench/...", []string{"..."}, "benchmarks may drive everything"},

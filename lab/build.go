@@ -31,9 +31,9 @@ type bundle struct {
 	programs []program
 }
 
-// kubernetes are the programs of a cluster. They are built in this order: the
+// kubernetesBundle are the programs of a cluster. They are built in this order: the
 // first pays for most of the packages that the others share.
-var kubernetes = bundle{"Kubernetes", []program{
+var kubernetesBundle = bundle{"Kubernetes", []program{
 	{"kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"},
 	{"kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"},
 	{"kube-scheduler", "kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler"},
@@ -46,8 +46,8 @@ var kubernetes = bundle{"Kubernetes", []program{
 	{"host-local", "kubernetes", "github.com/containernetworking/plugins/plugins/ipam/host-local"},
 }}
 
-// helm are the versions of Helm that the chart is installed with.
-var helm = bundle{"Helm", []program{
+// helmBundle are the versions of Helm that the chart is installed with.
+var helmBundle = bundle{"Helm", []program{
 	{"helm3", "helm3", "helm.sh/helm/v3/cmd/helm"},
 	{"helm4", "helm4", "helm.sh/helm/v4/cmd/helm"},
 }}
@@ -58,14 +58,14 @@ var helm = bundle{"Helm", []program{
 // cache directory: about nine minutes on two cores the first time. Progress
 // goes to w.
 func Build(ctx context.Context, w io.Writer) (dir string, err error) {
-	return build(ctx, narrate(w), kubernetes)
+	return build(ctx, narrate(w), kubernetesBundle)
 }
 
 // BuildHelm does the same for Helm, in the versions pinned in lab/helm3/go.mod
 // and lab/helm4/go.mod: the directory holds helm3 and helm4. It takes about three
 // minutes the first time; a lab does without.
 func BuildHelm(ctx context.Context, w io.Writer) (dir string, err error) {
-	return build(ctx, narrate(w), helm)
+	return build(ctx, narrate(w), helmBundle)
 }
 
 func build(ctx context.Context, n *narrator, b bundle) (string, error) {

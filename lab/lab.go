@@ -83,7 +83,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err := installPackages(ctx, n); err != nil {
 		return nil, err
 	}
-	programs, err := build(ctx, n, kubernetes)
+	programs, err := build(ctx, n, kubernetesBundle)
 	if err != nil {
 		return nil, err
 	}

@@ -77,16 +77,16 @@ func TestQuote(t *testing.T) {
 }
 
 func TestPinnedVersions(t *testing.T) {
-	for _, p := range append(slices.Clone(kubernetes.programs), helm.programs...) {
+	for _, p := range append(slices.Clone(kubernetesBundle.programs), helmBundle.programs...) {
 		got, err := p.version("..")
 		if err != nil || !strings.HasPrefix(got, "v") {
 			t.Errorf("%s: got %q, %v; want v and a number", p.name, got, err)
 		}
 	}
-	if got, err := kubernetes.versions(".."); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "v1.") {
+	if got, err := kubernetesBundle.versions(".."); err != nil || len(got) != 1 || !strings.HasPrefix(got[0], "v1.") {
 		t.Errorf("Kubernetes: got %q, %v; want one v1.something", got, err)
 	}
-	if got, err := helm.versions(".."); err != nil || len(got) != 2 || !strings.HasPrefix(got[0], "v3.") || !strings.HasPrefix(got[1], "v4.") {
+	if got, err := helmBundle.versions(".."); err != nil || len(got) != 2 || !strings.HasPrefix(got[0], "v3.") || !strings.HasPrefix(got[1], "v4.") {
 		t.Errorf("Helm: got %q, %v; want one v3.something and one v4.something", got, err)
 	}
 	if got, err := pinned("..", "helm3", "example.com/other"); err == nil {
@@ -98,7 +98,7 @@ func TestPinnedVersions(t *testing.T) {
 }
 
 func TestLinkerFlags(t *testing.T) {
-	for _, p := range []program{kubernetes.programs[0], helm.programs[0], helm.programs[1]} {
+	for _, p := range []program{kubernetesBundle.programs[0], helmBundle.programs[0], helmBundle.programs[1]} {
 		flags, err := p.linkerFlags("..")
 		version, _ := p.version("..")
 		if err != nil || !strings.Contains(flags, "ersion="+version) {

@@ -20,18 +20,25 @@ func defaultDir(name string) string {
 }
 
 func buildCommand() *cobra.Command {
-	return &cobra.Command{
+	helm := false
+	c := &cobra.Command{
 		Use:   "build",
 		Short: "Build the programs of Kubernetes, once per version",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			dir, err := lab.Build(c.Context(), c.ErrOrStderr())
+			build := lab.Build
+			if helm {
+				build = lab.BuildHelm
+			}
+			dir, err := build(c.Context(), c.ErrOrStderr())
 			if err == nil {
 				fmt.Fprintln(c.OutOrStdout(), dir)
 			}
 			return err
 		},
 	}
+	c.Flags().BoolVar(&helm, "helm", false, "build Helm 3 and 4 instead")
+	return c
 }
 
 // optionFlags are the flags of the commands that bring a lab up.
