@@ -54,17 +54,17 @@ var refusals = []struct{ values, want string }{
 		`controllerManager.extraArgs: "--cluster-name=x": is the chart's to set: set clusterName`},
 	{"edge: {enabled: true}", "edge.nodes: is empty"},
 	{"edge: {enabled: true, nodes: {worker-1: {address: 192.0.2.11}}}", "edge.config.clusters: is empty"},
-	{edgeValues + "  config: {clusters: [" + cluster + "], announce: {mode: interface}}", "edge.config.announce.interface: is missing"},
-	{edgeValues + "  config: {clusters: [" + cluster + "], announce: {mode: none, interface: eth0}}", `edge.config.announce.interface: "eth0": has no meaning with mode "none"`},
-	{edgeValues + "  managementPort: 7443\n  config: {clusters: [" + cluster + "]}", "edge.managementPort: 7443 is edge.apiPort too"},
-	{edgeValues + "  config: {clusters: [" + cluster + "]}\nedges: {worker-1: {endpoint: 'https://192.0.2.11:7443'}}", "edges.worker-1: is made from edge.nodes.worker-1 already"},
-	{"edge: {enabled: true, nodes: {a: {address: 192.0.2.11}, b: {address: 192.0.2.11}}, config: {clusters: [" + cluster + "]}}", `edge.nodes.b.address: "192.0.2.11" is the address of a too`},
+	{edgeValues + "  config: {clusters: [" + clusterValue + "], announce: {mode: interface}}", "edge.config.announce.interface: is missing"},
+	{edgeValues + "  config: {clusters: [" + clusterValue + "], announce: {mode: none, interface: eth0}}", `edge.config.announce.interface: "eth0": has no meaning with mode "none"`},
+	{edgeValues + "  managementPort: 7443\n  config: {clusters: [" + clusterValue + "]}", "edge.managementPort: 7443 is edge.apiPort too"},
+	{edgeValues + "  config: {clusters: [" + clusterValue + "]}\nedges: {worker-1: {endpoint: 'https://192.0.2.11:7443'}}", "edges.worker-1: is made from edge.nodes.worker-1 already"},
+	{"edge: {enabled: true, nodes: {a: {address: 192.0.2.11}, b: {address: 192.0.2.11}}, config: {clusters: [" + clusterValue + "]}}", `edge.nodes.b.address: "192.0.2.11" is the address of a too`},
 	{"metrics: {service: {enabled: false}, serviceMonitor: {enabled: true}}", "metrics.service.enabled: is false"},
 }
 
 const (
-	edgeValues = "edge:\n  enabled: true\n  nodes: {worker-1: {address: 192.0.2.11}}\n"
-	cluster    = "{name: prod, addressRanges: [192.0.2.128/25], nodeRanges: [192.0.2.0/25]}"
+	edgeValues   = "edge:\n  enabled: true\n  nodes: {worker-1: {address: 192.0.2.11}}\n"
+	clusterValue = "{name: prod, addressRanges: [192.0.2.128/25], nodeRanges: [192.0.2.0/25]}"
 )
 
 func TestRefusals(t *testing.T) {
