@@ -13,7 +13,10 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-//go:generate go run . ../eclusa
+//go:generate go run .
+
+// chart is where the chart is, seen from this folder.
+const chart = "../eclusa"
 
 const (
 	begin = "<!-- The table is made from values.yaml by `make generate`. -->\n"
@@ -21,18 +24,14 @@ const (
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: table CHART")
-		os.Exit(2)
-	}
-	if err := write(os.Args[1]); err != nil {
+	if err := write(); err != nil {
 		fmt.Fprintln(os.Stderr, "table:", err)
 		os.Exit(1)
 	}
 }
 
-func write(chart string) error {
-	text, err := readme(chart)
+func write() error {
+	text, err := readme()
 	if err != nil {
 		return err
 	}
@@ -40,7 +39,7 @@ func write(chart string) error {
 }
 
 // readme returns the README of the chart with the table as it should be.
-func readme(chart string) (string, error) {
+func readme() (string, error) {
 	values, err := os.ReadFile(filepath.Join(chart, "values.yaml"))
 	if err != nil {
 		return "", err

@@ -7,7 +7,7 @@ import (
 )
 
 func TestReadmeIsCurrent(t *testing.T) {
-	want, err := readme("../eclusa")
+	want, err := readme()
 	if err != nil {
 		t.Fatal(err)
 	}
