@@ -28,6 +28,40 @@ type Engine interface {
 	// is of no use afterwards. It returns an error only if something is left
 	// behind.
 	Shutdown(ctx context.Context) error
+
+	// HandOver gives what the engine takes traffic with to an engine of the same
+	// name in another process: it stops taking new connections and datagrams, and
+	// calls send until everything is told. Nothing is lost meanwhile: what
+	// arrives waits in the kernel for whoever goes on. Established connections
+	// that cannot be given go on here. Set fails from then on, until Resume.
+	//
+	// After HandOver, with or without an error, the caller calls either Resume or
+	// Shutdown, which then lets end what goes on here and leaves alone what the
+	// other engine has.
+	HandOver(ctx context.Context, send func(Parcel) error) error
+
+	// Resume takes back what HandOver gave, since nobody has taken it or whoever
+	// did is gone.
+	Resume() error
+
+	// Adopt takes what another engine's HandOver sends: receive returns io.EOF
+	// after the last parcel. It comes before the first Set and takes no traffic
+	// yet; that Set does, with what belongs to its routes, and gives back the
+	// rest. On error nothing is kept.
+	Adopt(ctx context.Context, receive func() (Parcel, error)) error
+}
+
+// MaxParcelFiles is how many descriptors a Parcel may have; the kernel passes no
+// more than 253 at once.
+const MaxParcelFiles = 200
+
+// Parcel is a part of what one engine gives to another one. What is in it is the
+// engines' affair.
+type Parcel struct {
+	Data []byte
+	// Files are descriptors. HandOver lends them for the time of the call; those
+	// that Adopt receives are the engine's own, which closes them.
+	Files []int
 }
 
 // RouteCounters is what passed through one frontend.

@@ -3,6 +3,7 @@ package lbtest
 import (
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -26,6 +27,9 @@ type FakeEngine struct {
 	setting      int
 	overlaps     int
 	shutdown     bool
+	handedOver   bool
+	parcels      []lb.Parcel
+	adopted      []lb.Parcel
 }
 
 var _ lb.Engine = (*FakeEngine)(nil)
@@ -84,6 +88,9 @@ func (e *FakeEngine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error
 	if e.shutdown {
 		return nil, errors.New("set a table on an engine that was shut down")
 	}
+	if e.handedOver {
+		return nil, errors.New("set a table on an engine that was handed over")
+	}
 	if len(e.failures) > 0 {
 		err := e.failures[0]
 		e.failures = e.failures[1:]
@@ -119,6 +126,75 @@ func (e *FakeEngine) Shutdown(context.Context) error {
 	defer e.mu.Unlock()
 	e.shutdown = true
 	return nil
+}
+
+// HandOver sends what [FakeEngine.SetParcels] was told, and makes every later Set
+// fail until Resume.
+func (e *FakeEngine) HandOver(ctx context.Context, send func(lb.Parcel) error) error {
+	e.mu.Lock()
+	e.handedOver = true
+	parcels := e.parcels
+	e.mu.Unlock()
+	for _, p := range parcels {
+		if err := errors.Join(ctx.Err(), send(p)); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// Resume undoes HandOver.
+func (e *FakeEngine) Resume() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.shutdown {
+		return errors.New("resume an engine that was shut down")
+	}
+	e.handedOver = false
+	return nil
+}
+
+// Adopt records the parcels.
+func (e *FakeEngine) Adopt(ctx context.Context, receive func() (lb.Parcel, error)) error {
+	var got []lb.Parcel
+	for {
+		p, err := receive()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err = errors.Join(ctx.Err(), err); err != nil {
+			return err
+		}
+		got = append(got, p)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.tables) > 0 {
+		return errors.New("adopt after a table was set")
+	}
+	e.adopted = got
+	return nil
+}
+
+// SetParcels says what HandOver sends.
+func (e *FakeEngine) SetParcels(p ...lb.Parcel) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.parcels = p
+}
+
+// Adopted returns what Adopt received.
+func (e *FakeEngine) Adopted() []lb.Parcel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.adopted)
+}
+
+// IsHandedOver tells whether HandOver was called, and Resume was not.
+func (e *FakeEngine) IsHandedOver() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.handedOver
 }
 
 // Refuse makes Set return err for the frontend whenever a table has it; nil ends

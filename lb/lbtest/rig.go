@@ -33,6 +33,7 @@ type rig struct {
 	testing.TB
 	net    Network
 	engine lb.Engine
+	spare  func() lb.Engine // makes another one
 	family lb.Family
 	proto  lb.Protocol
 	done   chan struct{} // closed when the case is over

@@ -73,7 +73,7 @@ func runCase(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network, c 
 			checkLeaks(t, before)
 		}
 	})
-	r := &rig{TB: t, net: n, engine: newEngine(t), proto: proto, family: family, done: make(chan struct{})}
+	r := &rig{TB: t, net: n, engine: newEngine(t), spare: func() lb.Engine { return newEngine(t) }, proto: proto, family: family, done: make(chan struct{})}
 	t.Cleanup(func() {
 		now, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -158,6 +158,11 @@ var cases = []engineCase{
 	{name: "ShutdownDrains", protocols: both, run: shutdownDrains},
 	{name: "ShutdownEarly", protocols: onlyTCP, run: shutdownEarly},
 	{name: "ShutdownUnused", protocols: onlyTCP, run: shutdownUnused},
+
+	{name: "HandOverKeeps", protocols: both, run: handOverKeeps},
+	{name: "HandOverTwice", protocols: both, run: handOverTwice},
+	{name: "HandOverResumes", protocols: both, run: handOverResumes},
+	{name: "HandOverDrops", protocols: both, traits: []Trait{OwnSockets}, run: handOverDrops},
 }
 
 // soon is the drain and idle timeout of cases that wait for it.

@@ -33,7 +33,8 @@ type tcpListener struct {
 	slot    int32
 	fe      *frontend
 	serving bool
-	pause   timer
+	paused  bool // another process may have the socket too
+	rest    timer
 	over    atomic.Bool
 }
 
@@ -65,7 +66,7 @@ func (t *tcpListener) serve(l *loop, on bool) error {
 			err = l.watch(t.slot, t.fd, unix.EPOLL_CTL_ADD, unix.EPOLLIN)
 		}
 	} else {
-		l.timers.stop(&t.pause)
+		l.timers.stop(&t.rest)
 		// A socket that was shut down would report a hang-up for ever.
 		if err = l.watch(t.slot, t.fd, unix.EPOLL_CTL_DEL, 0); err == nil {
 			err = unix.Shutdown(t.fd, unix.SHUT_RD)
@@ -81,7 +82,7 @@ func (t *tcpListener) close(l *loop) {
 	if t.over.Swap(true) {
 		return
 	}
-	l.timers.stop(&t.pause)
+	l.timers.stop(&t.rest)
 	if t.slot >= 0 {
 		l.drop(t.slot)
 	}
@@ -92,8 +93,54 @@ func (t *tcpListener) close(l *loop) {
 func (t *tcpListener) retire(l *loop)  { t.close(l) }
 func (t *tcpListener) abandon(l *loop) { t.close(l) }
 
+// pause leaves connections in the queue of the kernel. The socket has to be taken
+// out of the loop's set, since closing it does not do that while another process
+// has it open.
+func (t *tcpListener) pause(l *loop) {
+	t.paused = true
+	l.timers.stop(&t.rest)
+	if t.serving {
+		_ = l.watch(t.slot, t.fd, unix.EPOLL_CTL_DEL, 0)
+	}
+}
+
+// resume makes the socket what it was, whatever the other process has done to it.
+func (t *tcpListener) resume(l *loop) error {
+	t.paused = false
+	var err error
+	if t.serving {
+		if err = unix.Listen(t.fd, backlog); err == nil {
+			err = l.watch(t.slot, t.fd, unix.EPOLL_CTL_ADD, unix.EPOLLIN)
+		}
+	} else if err = unix.Shutdown(t.fd, unix.SHUT_RD); errors.Is(err, unix.ENOTCONN) {
+		err = nil // it is shut down already
+	}
+	if err != nil {
+		t.close(l)
+	}
+	return err
+}
+
+// adopt watches a socket that comes from another process.
+func (t *tcpListener) adopt(l *loop) error {
+	var err error
+	if t.slot, err = l.add(t.fd, t, 0); err != nil {
+		t.slot = -1
+		t.close(l)
+		return err
+	}
+	if err := l.watch(t.slot, t.fd, unix.EPOLL_CTL_DEL, 0); err != nil {
+		t.close(l)
+		return err
+	}
+	return t.resume(l)
+}
+
 // ready accepts what is there.
 func (t *tcpListener) ready(l *loop, _ uint32) {
+	if t.paused {
+		return // the event is from before
+	}
 	for range acceptBatch {
 		fd, sa, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
@@ -196,7 +243,7 @@ func (t *tcpListener) exhausted(l *loop, err error) {
 			zap.Stringer("frontend", t.fe.id), zap.Error(err), zap.Int64("times before", held))
 	}
 	if l.watch(t.slot, t.fd, unix.EPOLL_CTL_MOD, 0) == nil {
-		l.timers.set(&t.pause, l.now+int64(acceptPause), t)
+		l.timers.set(&t.rest, l.now+int64(acceptPause), t)
 	}
 }
 

@@ -19,6 +19,9 @@ const Name = "proxy"
 // errShutdown is what Set says after Shutdown.
 var errShutdown = errors.New("set a table: the proxy is shut down")
 
+// errHanded is what Set says after HandOver.
+var errHanded = errors.New("set a table: the proxy was handed over to another process")
+
 // Engine is the data plane in user space. Make it with [New].
 type Engine struct {
 	opts  Options
@@ -36,9 +39,11 @@ type Engine struct {
 
 	mu        sync.Mutex // serializes Set and Shutdown, and guards what follows
 	loops     []*loop
-	closed    bool // Shutdown was called
-	stopped   bool // the loops have ended
-	homes     int  // listeners placed so far
+	closed    bool                         // Shutdown was called
+	handed    bool                         // HandOver was called, and Resume was not
+	inherited map[lb.Frontend]*inheritance // from Adopt, until the first Set
+	stopped   bool                         // the loops have ended
+	homes     int                          // listeners placed so far
 	groups    map[lb.GroupID]*group
 	owners    map[lb.Owner]*owner
 	frontends map[lb.Frontend]*frontend
@@ -179,6 +184,7 @@ func (e *Engine) stopAccepting() []chan struct{} {
 		return nil
 	}
 	e.closed = true
+	e.closeInherited()
 	e.closeListeners()
 	idle := make([]chan struct{}, len(e.loops))
 	e.doAll(func(l *loop) {

@@ -28,6 +28,10 @@ type acceptor interface {
 	close(l *loop)
 	// retire takes no one new, and closes the socket with its last session.
 	retire(l *loop)
+	// pause stops reading the socket and those of its sessions, which another
+	// process is to have, and resume begins again.
+	pause(l *loop)
+	resume(l *loop) error
 }
 
 // retiredKey names a frontend that was removed from the table.
@@ -59,6 +63,9 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	if e.closed {
 		return nil, errShutdown
 	}
+	if e.handed {
+		return nil, errHanded
+	}
 	if err := e.run(); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
@@ -74,6 +81,7 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	c.setRoutes(t.Routes)
 	// What is closed must be closed before its address is opened again.
 	c.do()
+	c.inherit()
 	c.open()
 	for _, fe := range c.touched {
 		fe.judge(c.now, c.act)

@@ -21,6 +21,8 @@ type udpListener struct {
 	// refusing: new clients get no answer, and the socket is closed with the last
 	// session.
 	refusing bool
+	// paused: another process may have the sockets too, and only one may read.
+	paused   bool
 	sessions map[netip.AddrPort]*session
 	sources  map[netip.Addr]*source
 	oldest   element[*session] // by the time of the last datagram
@@ -72,7 +74,15 @@ func (u *udpListener) serve(l *loop, on bool) error {
 	return nil
 }
 
-func (u *udpListener) retire(l *loop)  { _ = u.serve(l, false) }
+// retire ends sessions that another process has taken over.
+func (u *udpListener) retire(l *loop) {
+	if u.paused {
+		u.close(l)
+		return
+	}
+	_ = u.serve(l, false)
+}
+
 func (u *udpListener) abandon(l *loop) { u.close(l) }
 
 func (u *udpListener) close(l *loop) {
@@ -102,6 +112,9 @@ func (u *udpListener) forgetAll(l *loop) {
 
 // ready passes on what clients have sent.
 func (u *udpListener) ready(l *loop, _ uint32) {
+	if u.paused {
+		return // the event is from before
+	}
 	d := l.datagrams()
 	n, err := d.receive(u.fd)
 	if err != nil {
@@ -221,6 +234,14 @@ func (u *udpListener) admit(l *loop) bool {
 // insert puts a session that has a member into all lists.
 func (u *udpListener) insert(l *loop, s *session) {
 	u.fe.accepted.Add(1)
+	u.list(l, s)
+	if u.timer.pos == 0 {
+		u.arm(l)
+	}
+}
+
+// list makes a session known that is counted by its owner and the engine.
+func (u *udpListener) list(l *loop, s *session) {
 	u.fe.active.Add(1)
 	l.load.Add(1)
 	u.sessions[s.client] = s
@@ -231,9 +252,6 @@ func (u *udpListener) insert(l *loop, s *session) {
 	}
 	s.source.sessions++
 	s.touch(l)
-	if u.timer.pos == 0 {
-		u.arm(l)
-	}
 }
 
 // forget ends a session: the client's next datagram begins another.
@@ -350,6 +368,9 @@ func (s *session) hangUp(l *loop) {
 
 // ready passes the member's datagrams on to the client.
 func (s *session) ready(l *loop, _ uint32) {
+	if s.u.paused {
+		return // the event is from before
+	}
 	d := l.datagrams()
 	n, err := d.receive(s.fd)
 	if errors.Is(err, unix.EAGAIN) {
