@@ -34,7 +34,10 @@ type cluster struct {
 	kick   func()          // wakes the edge's loop
 	begun  <-chan struct{} // closed when there is something to tell
 	status *statusLog
-	now    func() time.Time
+	// released is closed when another process has taken over.
+	released <-chan struct{}
+	heir     bool // another process may write yet: only read
+	now      func() time.Time
 
 	configFile, leaseFile file
 	leaseLock             string
@@ -109,6 +112,9 @@ func (c *cluster) open(stateDir string) error {
 func (c *cluster) openLease() {
 	if err := c.lease.load(c.leaseFile); err != nil {
 		c.log.Error("the lease file cannot be read; the cluster's leader has to claim again", zap.Error(err))
+		if c.heir {
+			return // the predecessor's epoch will not be the same
+		}
 		// On the disk too, the new instance must be the one that is known here.
 		if err := c.lease.save(c.leaseFile); err != nil {
 			c.log.Error("the lease file cannot be repaired now; the next claim tries again", zap.Error(err))
@@ -176,6 +182,8 @@ func (c *cluster) takeTurn(ctx context.Context) error {
 	select {
 	case c.turn <- struct{}{}:
 		return nil
+	case <-c.released:
+		return errReleased
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -15,7 +15,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,6 +62,8 @@ type Options struct {
 	Announcer Announcer
 	// Checker probes the members. Its Run is the caller's affair.
 	Checker Checker
+	// Predecessor, unless it is nil, is who serves until this edge takes over.
+	Predecessor *Predecessor
 	// StateDir is where the edge keeps its files; no other process may use it.
 	StateDir string
 	// Reserved are frontends that no load balancer may have, and who has them.
@@ -74,7 +75,10 @@ type Options struct {
 	OwnAddresses func() ([]netip.Addr, error)
 	// DrainTimeout is how long connections may go on after Run's context ended.
 	DrainTimeout time.Duration
-	Log          *zap.Logger
+	// UpgradeDrainTimeout is how long they may go on after another process has
+	// taken over.
+	UpgradeDrainTimeout time.Duration
+	Log                 *zap.Logger
 }
 
 const (
@@ -108,13 +112,20 @@ type Edge struct {
 	shareHostAddress bool
 	ownAddresses     func() ([]netip.Addr, error)
 	drainTimeout     time.Duration
-	applyTimeout     time.Duration
-	log              *zap.Logger
+
+	upgradeDrainTimeout time.Duration
+	predecessor         *Predecessor
+	pauses              chan *pauseRequest
+	released            chan struct{} // closed when another process has taken over
+	over                chan struct{} // closed when the loop has ended
+
+	applyTimeout time.Duration
+	log          *zap.Logger
 
 	clusters   map[lb.Cluster]*cluster
 	kicks      chan struct{} // capacity 1
 	begun      chan struct{} // closed after the first round of work
-	lock       io.Closer     // of the state directory
+	lock       *os.File      // of the state directory
 	healthPath string
 
 	hints     atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
@@ -137,7 +148,9 @@ func New(o Options) (*Edge, error) {
 		},
 		policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
 		reserved: o.Reserved, shareHostAddress: o.ShareHostAddress, ownAddresses: o.OwnAddresses,
-		drainTimeout: o.DrainTimeout, applyTimeout: applyTimeout, log: o.Log,
+		drainTimeout: o.DrainTimeout, upgradeDrainTimeout: o.UpgradeDrainTimeout, predecessor: o.Predecessor,
+		pauses: make(chan *pauseRequest), released: make(chan struct{}), over: make(chan struct{}),
+		applyTimeout: applyTimeout, log: o.Log,
 		clusters: make(map[lb.Cluster]*cluster, len(o.Clusters)),
 		kicks:    make(chan struct{}, 1),
 		begun:    make(chan struct{}),
@@ -151,15 +164,19 @@ func New(o Options) (*Edge, error) {
 	return e, nil
 }
 
+// ErrLocked says that a state directory belongs to a running edge.
+var ErrLocked = errors.New("another edge uses it")
+
 // Lock makes the state directory, unless it is there, and takes it for the
-// caller until the lock is closed. It fails at once if an edge runs there.
-func Lock(stateDir string) (io.Closer, error) {
+// caller until the lock is closed. It fails at once with [ErrLocked] if an edge
+// runs there.
+func Lock(stateDir string) (*os.File, error) {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
 	lock, err := lockFile(filepath.Join(stateDir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("state directory %q: another edge uses it; stop that one, or give this one a stateDir of its own", stateDir)
+		return nil, fmt.Errorf("state directory %q: %w; stop that one, or give this one a stateDir of its own", stateDir, ErrLocked)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
@@ -168,11 +185,15 @@ func Lock(stateDir string) (io.Closer, error) {
 }
 
 func (e *Edge) open(stateDir string) error {
-	lock, err := Lock(stateDir)
-	if err != nil {
-		return err
+	if e.predecessor != nil {
+		e.lock = e.predecessor.Lock
+	} else {
+		lock, err := Lock(stateDir)
+		if err != nil {
+			return err
+		}
+		e.lock = lock
 	}
-	e.lock = lock
 	e.healthPath = filepath.Join(stateDir, "health.json")
 	e.reportStrangers(stateDir)
 	instance := rand.Text()[:12]
@@ -180,11 +201,15 @@ func (e *Edge) open(stateDir string) error {
 		c := &cluster{
 			name: name, policy: policy, info: e.info, log: e.log.With(zap.String("cluster", string(name))),
 			kick: e.kick, begun: e.begun, status: newStatusLog(instance), now: time.Now, turn: make(chan struct{}, 1),
+			released: e.released, heir: e.predecessor != nil,
 		}
 		if err := c.open(stateDir); err != nil {
 			return err
 		}
 		e.clusters[name] = c
+	}
+	if e.predecessor != nil {
+		return e.inherited(e.predecessor.Will)
 	}
 	return nil
 }

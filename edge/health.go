@@ -99,6 +99,11 @@ func (l *loop) saveHealthNowAndThen() {
 // saveHealth has saved what is known of all targets in the plan.
 func (l *loop) saveHealth() {
 	l.healthChanged, l.healthSaved = false, time.Now()
+	l.saver.offer(l.knownHealth())
+}
+
+// knownHealth returns what is known of all targets in the plan.
+func (l *loop) knownHealth() map[healthcheck.Target]healthcheck.Result {
 	known := make(map[healthcheck.Target]healthcheck.Result, len(l.plan))
 	for _, m := range l.plan {
 		for _, t := range []healthcheck.Target{m.target, m.witness} {
@@ -107,5 +112,5 @@ func (l *loop) saveHealth() {
 			}
 		}
 	}
-	l.saver.offer(known)
+	return known
 }

@@ -29,8 +29,11 @@ type rig struct {
 	checker   *healthcheck.Checker
 	announcer *fakeAnnouncer
 	options   Options
-	edge      *Edge
-	stop      func()
+
+	predecessor *Predecessor
+
+	edge *Edge
+	stop func()
 }
 
 // newRig returns a rig with a new state directory.
@@ -72,6 +75,8 @@ func (b *rig) open() {
 		Engine:    b.engine,
 		Announcer: b.announcer,
 		Checker:   b.checker,
+
+		Predecessor: b.predecessor, UpgradeDrainTimeout: time.Hour,
 	}
 	e, err := New(b.options)
 	if err != nil {

@@ -18,8 +18,8 @@ const (
 )
 
 // Run serves until ctx ends. Then it takes no new connections, lets the
-// established ones go on for the drain timeout, and returns. It may be called
-// once.
+// established ones go on for the drain timeout, and returns. After a hand-over it
+// returns when the last of them has ended. It may be called once.
 func (e *Edge) Run(ctx context.Context) error {
 	defer e.Close() //nolint:errcheck // the lock ends with the process at the latest
 	s := newSaver(e)
@@ -28,13 +28,24 @@ func (e *Edge) Run(ctx context.Context) error {
 	defer close(s.health)
 	saving.Go(func() { s.run(ctx) })
 
-	l := &loop{Edge: e, saver: s, seeds: e.loadHealth()}
+	l := &loop{Edge: e, saver: s, seeds: e.knownAtStart()}
 	l.readOwnAddresses()
 	l.compile(l.snapshot(), survey{})
-	l.waitFirst(ctx)
-	l.run(ctx)
+	if l.predecessor == nil {
+		l.waitFirst(ctx)
+	} else if err := l.takeOver(ctx); err != nil {
+		now, cancel := context.WithCancel(ctx)
+		cancel()
+		return errors.Join(err, l.engine.Shutdown(now))
+	}
+	if l.run(ctx) {
+		return l.drain(ctx)
+	}
 	l.saveHealth()
-	return l.shutdown(ctx)
+	l.log.Info("no new connections are taken; open ones may end", zap.Duration("within", l.drainTimeout))
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.drainTimeout)
+	defer cancel()
+	return l.shutdown(within)
 }
 
 // waitFirst waits for the first results, so that ignorance alone never takes a
@@ -47,8 +58,10 @@ func (l *loop) waitFirst(ctx context.Context) {
 	}
 }
 
-// run works whenever there is reason to, until ctx ends.
-func (l *loop) run(ctx context.Context) {
+// run works whenever there is reason to, until ctx ends. It returns true at once
+// when another process has taken over.
+func (l *loop) run(ctx context.Context) (released bool) {
+	defer close(l.over)
 	resync := time.NewTimer(0)
 	defer resync.Stop()
 	look := time.NewTimer(0)
@@ -58,7 +71,12 @@ func (l *loop) run(ctx context.Context) {
 		force, troubled := false, l.trouble
 		select {
 		case <-ctx.Done():
-			return
+			return false
+		case p := <-l.pauses:
+			if l.pause(p) {
+				return true
+			}
+			force = true
 		case <-l.kicks:
 		case <-l.checker.Changed():
 			l.healthChanged = true
@@ -120,12 +138,9 @@ func (l *loop) readOwnAddresses() {
 	l.own = own
 }
 
-// shutdown drains the engine. The addresses stay: a client that connects is
-// refused at once then, and the next start finds them in place.
+// shutdown drains the engine until ctx ends. The addresses stay: a client that
+// connects is refused at once then, and the next start finds them in place.
 func (l *loop) shutdown(ctx context.Context) error {
-	l.log.Info("no new connections are taken; open ones may end", zap.Duration("within", l.drainTimeout))
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.drainTimeout)
-	defer cancel()
 	start := time.Now()
 	if err := l.engine.Shutdown(ctx); err != nil {
 		return fmt.Errorf("shut down the engine %q: %w", l.engine.Name(), err)

@@ -14,11 +14,12 @@ import (
 // disk that hangs must not stop traffic from following the nodes' health.
 type saver struct {
 	*Edge
-	health chan map[healthcheck.Target]healthcheck.Result // capacity 1; closed at the end
+	health  chan map[healthcheck.Target]healthcheck.Result // capacity 1; closed at the end
+	resting chan chan struct{}                             // gets channels to close between two writes
 }
 
 func newSaver(e *Edge) *saver {
-	return &saver{Edge: e, health: make(chan map[healthcheck.Target]healthcheck.Result, 1)}
+	return &saver{Edge: e, health: make(chan map[healthcheck.Target]healthcheck.Result, 1), resting: make(chan chan struct{})}
 }
 
 // offer hands over what is known of members, in place of what was not yet saved.
@@ -42,6 +43,8 @@ func (s *saver) run(ctx context.Context) {
 				return
 			}
 			s.saveHealth(known)
+		case done := <-s.resting:
+			close(done)
 		case <-again.C:
 			for _, c := range s.clusters {
 				c.saveAgain(ctx)

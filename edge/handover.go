@@ -1,0 +1,234 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// errReleased is what writers are told whose edge has gone to another process.
+var errReleased = errors.New("another process serves this edge from now on; ask again")
+
+// Will is what an edge leaves to its successor in another process, beside what
+// its engine hands over.
+type Will struct {
+	// Lock is the locked file of the state directory. The lock is that of the
+	// open file: whoever has it open has the lock.
+	Lock *os.File
+	// Digests and Epochs tell what the files of each cluster hold. A successor
+	// that reads something else must not take over.
+	Digests map[lb.Cluster]lb.Digest
+	Epochs  map[lb.Cluster]lb.Epoch
+	// Health is what is known about the members, encoded.
+	Health []byte
+}
+
+// Predecessor is the edge in another process that a new one takes over from.
+type Predecessor struct {
+	Will
+	// Adopt is called when the first table is worked out, which then waits for
+	// nothing else. It has adopt called with what the engine of the predecessor
+	// sends, and returns when this process is the only one that may write state
+	// and addresses.
+	Adopt func(ctx context.Context, adopt func(context.Context, func() (lb.Parcel, error)) error) error
+	// Serving is called when the first table is in force.
+	Serving func() error
+}
+
+// Paused is an edge that neither writes nor decides: it is about to be handed
+// over. Its connections go on. Call Resume or Release, once.
+type Paused struct {
+	Will
+	edge    *Edge
+	outcome chan bool // to the loop: whether it is released
+}
+
+// pauseRequest asks the loop to pause.
+type pauseRequest struct {
+	ctx     context.Context //nolint:containedctx // of the caller who waits for the answer
+	health  []byte
+	answer  chan error // capacity 1
+	outcome chan bool
+}
+
+// Pause makes the edge stop writing and deciding, at a moment when its files hold
+// all that it knows. Clusters that write wait. It fails if the edge does not run,
+// or has something that it cannot save.
+func (e *Edge) Pause(ctx context.Context) (*Paused, error) {
+	names := slices.Sorted(maps.Keys(e.clusters))
+	var taken []*cluster
+	giveBack := func() {
+		for _, c := range taken {
+			c.giveTurn()
+		}
+	}
+	p := &Paused{edge: e, Will: Will{Digests: make(map[lb.Cluster]lb.Digest), Epochs: make(map[lb.Cluster]lb.Epoch)}, outcome: make(chan bool, 1)}
+	for _, name := range names {
+		c := e.clusters[name]
+		if err := c.takeTurn(ctx); err != nil {
+			giveBack()
+			return nil, fmt.Errorf("wait for a write of cluster %q: %w", name, err)
+		}
+		taken = append(taken, c)
+		if c.unsaved.Load() {
+			giveBack()
+			return nil, fmt.Errorf("the configuration of cluster %q is served but not saved; a new process could not read it: make room or repair the disk first", name)
+		}
+		p.Digests[name], p.Epochs[name] = c.held.Load().digest, c.lease.epoch()
+	}
+	request := pauseRequest{ctx: ctx, answer: make(chan error, 1), outcome: p.outcome}
+	if err := e.askToPause(ctx, &request); err != nil {
+		giveBack()
+		return nil, err
+	}
+	p.Health = request.health
+	p.Lock = e.lock
+	return p, nil
+}
+
+func (e *Edge) askToPause(ctx context.Context, r *pauseRequest) error {
+	select {
+	case e.pauses <- r:
+		return <-r.answer // the loop heeds the context itself
+	case <-e.over:
+		return errors.New("the edge does not serve any more")
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the loop that decides: %w", ctx.Err())
+	}
+}
+
+// Resume makes the edge go on as if nothing had happened.
+func (p *Paused) Resume() {
+	p.outcome <- false
+	for _, c := range p.edge.clusters {
+		c.giveTurn()
+	}
+}
+
+// Release leaves everything to the successor: the edge gives its lock back and
+// Run only waits for the connections that are left.
+func (p *Paused) Release() error {
+	close(p.edge.released)
+	p.outcome <- true
+	return p.edge.Close()
+}
+
+// pause waits for what becomes of a hand-over, and reports whether the edge was
+// released.
+func (l *loop) pause(r *pauseRequest) bool {
+	var err error
+	r.health, err = encodeHealth(l.knownHealth())
+	if err == nil {
+		err = l.saver.rest(r.ctx)
+	}
+	r.answer <- err
+	if err != nil {
+		return false
+	}
+	// Not for longer than the hand-over takes, which has limits of its own.
+	if <-r.outcome {
+		return true
+	}
+	l.healthChanged = true // it may have been a while
+	return false
+}
+
+// rest waits until nothing is being written. Only the loop calls it.
+func (s *saver) rest(ctx context.Context) error {
+	select {
+	case <-s.health: // whoever comes next has a newer one
+	default:
+	}
+	done := make(chan struct{})
+	select {
+	case s.resting <- done:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the disk: %w", ctx.Err())
+	}
+}
+
+// takeOver makes this edge the one that serves, in place of the predecessor.
+func (l *loop) takeOver(ctx context.Context) error {
+	start := time.Now()
+	err := l.predecessor.Adopt(ctx, l.engine.Adopt)
+	if err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	adopted := time.Now()
+	l.turn(ctx, true)
+	if !l.ready.Load() {
+		return fmt.Errorf("take over: the first table is not in force: %w", errors.Join(l.stats.snapshot().engineErr, ctx.Err()))
+	}
+	took := time.Since(adopted)
+	if err := l.predecessor.Serving(); err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	l.log.Info("took over from the process before", zap.Duration("adopting", adopted.Sub(start).Round(time.Microsecond)), zap.Duration("firstTable", took.Round(time.Microsecond)))
+	return nil
+}
+
+// inherited says whether the files that were read are what the predecessor has
+// served.
+func (e *Edge) inherited(w Will) error {
+	for name, c := range e.clusters {
+		digest, known := w.Digests[name]
+		if !known {
+			continue // new in the configuration
+		}
+		if got := c.held.Load().digest; got != digest {
+			return fmt.Errorf("take over cluster %q: its state file holds %.12q, and the process before serves %.12q: stop that one, and look at the log of the next start", name, got, digest)
+		}
+		if got := c.lease.epoch(); got != w.Epochs[name] {
+			return fmt.Errorf("take over cluster %q: its lease file holds epoch %q, and the process before has %q: stop that one, and look at the log of the next start", name, got, w.Epochs[name])
+		}
+	}
+	return nil
+}
+
+// knownAtStart returns what is known of members: what the predecessor tells, or
+// what the file holds.
+func (e *Edge) knownAtStart() map[healthcheck.Target]healthcheck.Result {
+	if e.predecessor == nil {
+		return e.loadHealth()
+	}
+	known, err := decodeHealth(e.predecessor.Health)
+	if err != nil {
+		e.log.Warn("what the process before knew about the members' health cannot be read; the file of a while ago counts", zap.Error(err))
+		return e.loadHealth()
+	}
+	return known
+}
+
+// drain waits for the connections of an edge that was released.
+func (l *loop) drain(ctx context.Context) error {
+	l.log.Info("another process has taken over; open connections may end here", zap.Duration("within", l.upgradeDrainTimeout), zap.Int64("connections", l.activeConnections()))
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.upgradeDrainTimeout)
+	defer cancel()
+	// Asked to stop, it stops as ever.
+	defer context.AfterFunc(ctx, func() {
+		l.log.Info("asked to stop; open connections may end", zap.Duration("within", l.drainTimeout))
+		time.AfterFunc(l.drainTimeout, cancel)
+	})()
+	return l.shutdown(within)
+}
+
+func (l *loop) activeConnections() int64 {
+	var n int64
+	for _, r := range l.engine.Counters() {
+		if r.Frontend.Protocol == lb.TCP {
+			n += r.Active
+		}
+	}
+	return n
+}

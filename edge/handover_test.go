@@ -1,0 +1,209 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// duplicate returns the lock as another process would have it.
+func duplicate(t *testing.T, f *os.File) *os.File {
+	t.Helper()
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "lock")
+}
+
+// successor returns a rig whose edge takes over what p leaves. adopt is called
+// in place of the protocol.
+func (b *rig) successor(p *Paused, adopt func() error, serving func() error) *rig {
+	b.t.Helper()
+	will := p.Will
+	will.Lock = duplicate(b.t.(*testing.T), p.Lock)
+	s := &rig{t: b.t, dir: b.dir, log: b.log, probes: b.probes, announcer: b.announcer}
+	s.predecessor = &Predecessor{
+		Will: will,
+		Adopt: func(ctx context.Context, take func(context.Context, func() (lb.Parcel, error)) error) error {
+			if err := adopt(); err != nil {
+				return err
+			}
+			parcels := []lb.Parcel{{Data: []byte("socket")}}
+			return take(ctx, func() (lb.Parcel, error) {
+				if len(parcels) == 0 {
+					return lb.Parcel{}, io.EOF
+				}
+				p := parcels[0]
+				parcels = nil
+				return p, nil
+			})
+		},
+		Serving: serving,
+	}
+	s.open()
+	return s
+}
+
+func TestHandOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		b.probes.say("10.0.0.2:10256", errUnavailable)
+		b.run()
+		epoch := b.claim("prod")
+		b.set("prod", epoch, testConfig(1, 2, 2))
+		up := map[lb.NodeName]lb.BackendState{"n1": lb.Active, "n2": lb.Draining}
+		b.table("one member is down", is(up))
+
+		p, err := b.edge.Pause(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var late error
+		var writing sync.WaitGroup
+		writing.Go(func() {
+			_, late = b.edge.Cluster("prod").Set(t.Context(), lb.Write{Epoch: epoch, Config: testConfig(2, 2, 2)})
+		})
+		synctest.Wait()
+
+		released := make(chan struct{})
+		s := b.successor(p, func() error { return nil }, func() error {
+			if err := p.Release(); err != nil {
+				t.Error(err)
+			}
+			close(released)
+			return nil
+		})
+		before := time.Now()
+		s.run()
+		<-released
+		if took := time.Since(before); took > 0 {
+			t.Errorf("the successor serves after %s; want at once, since it was told what is known of the members", took)
+		}
+		if got := s.engine.Table(); !is(up)(got) {
+			t.Errorf("the successor's first table: got %v; want %v", states(got), up)
+		}
+		if got := s.engine.Adopted(); len(got) != 1 || string(got[0].Data) != "socket" {
+			t.Errorf("adopted: got %v; want the parcel", got)
+		}
+		writing.Wait()
+		if !errors.Is(late, errReleased) {
+			t.Errorf("a write that waited: got %v; want that another process serves", late)
+		}
+		synctest.Wait()
+		if !b.engine.IsShutdown() {
+			t.Error("the engine of before was not told to drain")
+		}
+		b.probes.say("10.0.0.1:10256", errRefused) // whatever happens now, it is the successor's affair
+		tables := len(b.engine.Tables())
+		s.set("prod", epoch, testConfig(3, 3, 2)) // nobody has to claim again
+		s.status("prod", "the write is applied", func(s lb.Status) bool { return s.Revision == 3 })
+		if got := len(b.engine.Tables()); got != tables {
+			t.Errorf("the edge of before has set %d more tables; want none", got-tables)
+		}
+		b.stop()
+		if _, err := Lock(b.dir); !errors.Is(err, ErrLocked) {
+			t.Errorf("lock after the end of the edge of before: got %v; want ErrLocked", err)
+		}
+		s.stop()
+		lock, err := Lock(b.dir)
+		if err != nil {
+			t.Fatalf("lock after the end of both: %v", err)
+		}
+		lock.Close()
+	})
+}
+
+func TestResume(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		b.run()
+		epoch := b.claim("prod")
+		b.set("prod", epoch, testConfig(1, 1, 1))
+		p, err := b.edge.Pause(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := b.files()
+		var writing sync.WaitGroup
+		writing.Go(func() { b.set("prod", epoch, testConfig(2, 2, 1)) })
+		time.Sleep(5 * time.Minute) // nothing happens in the meantime
+		if got := b.files(); got != files {
+			t.Errorf("files of a paused edge: got %s; want %s as before", got, files)
+		}
+
+		failed := errors.New("no memory")
+		s := b.successor(p, func() error { return failed }, func() error { t.Error("serves"); return nil })
+		if err := s.edge.Run(t.Context()); !errors.Is(err, failed) {
+			t.Errorf("a successor that cannot adopt: got %v; want %v", err, failed)
+		}
+		s.stop = func() {}
+		if n := len(s.engine.Tables()); n > 0 {
+			t.Errorf("a successor that cannot adopt has set %d tables", n)
+		}
+		s = b.successor(p, func() error { return nil }, func() error { t.Error("serves"); return nil })
+		s.engine.FailNext(failed)
+		if err := s.edge.Run(t.Context()); !errors.Is(err, failed) {
+			t.Errorf("a successor whose engine does not take the table: got %v; want %v", err, failed)
+		}
+		s.stop = func() {}
+		p.Resume()
+		writing.Wait()
+		b.status("prod", "the write that waited is applied", func(s lb.Status) bool { return s.Revision == 2 })
+		b.stop()
+	})
+}
+
+// files returns names, sizes and times of the files in the state directory.
+func (b *rig) files() string {
+	var all []string
+	_ = filepath.Walk(b.dir, func(path string, info os.FileInfo, err error) error {
+		if err == nil && !info.IsDir() {
+			all = append(all, path, info.ModTime().String())
+		}
+		return err
+	})
+	return strings.Join(all, " ")
+}
+
+func TestPauseRefuses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		b.run()
+		epoch := b.claim("prod")
+		b.edge.clusters["prod"].configFile.before = func(step) error { return errors.New("no space") }
+		b.set("prod", epoch, testConfig(1, 1, 1))
+		if _, err := b.edge.Pause(t.Context()); err == nil || !strings.Contains(err.Error(), `cluster "prod" is served but not saved`) {
+			t.Errorf("with a full disk: got %v; want a refusal", err)
+		}
+		b.edge.clusters["prod"].configFile.before = nil
+		b.set("prod", epoch, testConfig(2, 1, 1))
+		p, err := b.edge.Pause(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Somebody has changed the file of the state.
+		will := p.Will
+		will.Lock = duplicate(t, p.Lock)
+		will.Digests = map[lb.Cluster]lb.Digest{"prod": "0123"}
+		b.options.Predecessor = &Predecessor{Will: will}
+		if _, err := New(b.options); err == nil || !strings.Contains(err.Error(), `cluster "prod"`) || !strings.Contains(err.Error(), "0123") {
+			t.Errorf("a successor that reads something else: got %v; want an error that names cluster and digest", err)
+		}
+		p.Resume()
+		b.stop()
+		if _, err := b.edge.Pause(t.Context()); err == nil {
+			t.Error("an edge that has stopped was paused")
+		}
+	})
+}
