@@ -36,6 +36,7 @@ var imports = []struct {
 	{"lb", []string{"healthcheck"}, "the vocabulary depends on nobody"},
 	{"lb/...", []string{"lb", "healthcheck"}, "engines and the protocol do not know one another"},
 	{"ipam", []string{"lb"}, "assigning addresses is pure"},
+	{"handover", nil, "the protocol between two processes of an edge passes descriptors and does not care what they are"},
 	{"announce/...", nil, "announcers take addresses and nothing else"},
 	{"edge", []string{"lb", "healthcheck"}, "the daemon's core knows neither HTTP clients nor an engine nor Kubernetes"},
 	{"api/...", nil, "the types of the API stand alone"},

@@ -106,6 +106,7 @@ func (k *checker) check(c Config) {
 	k.between("health.probesPerSecond", int64(c.Health.ProbesPerSecond), 1, 1000000)
 	k.proxy(c.Proxy)
 	k.duration("drainTimeout", c.DrainTimeout, 0, 24*time.Hour)
+	k.duration("upgradeDrainTimeout", c.UpgradeDrainTimeout, 0, 7*24*time.Hour)
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.oneOf("log.format", c.Log.Format, "console", "json")
 	k.clusters(c.Clusters)

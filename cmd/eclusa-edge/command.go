@@ -17,7 +17,13 @@ func newCommand() *cobra.Command {
 Services and forwards it to healthy nodes of their clusters.
 
 Send SIGTERM or SIGINT to stop it: it takes no new connections and lets the open
-ones end (drainTimeout). A second signal ends it at once.`,
+ones end (drainTimeout). A second signal ends it at once.
+
+Send SIGUSR2, or use "eclusa-edge upgrade", to replace the running process by a
+new one of the same executable file and configuration file, both of which may
+have changed: it takes over all sockets, and the process of before ends when its
+last connections have (upgradeDrainTimeout). Starting a second eclusa-edge with
+the same name and stateDir does the same.`,
 		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
@@ -40,7 +46,7 @@ ones end (drainTimeout). A second signal ends it at once.`,
 	root.SetVersionTemplate("eclusa-edge {{.Version}}\n")
 	root.Flags().StringVar(&path, "config", "", "the configuration file (required)")
 	root.Flags().BoolVar(&checkOnly, "check-config", false, "say what is wrong with the configuration and exit")
-	root.AddCommand(newPKICommand(), newClusterCommand(), newWithdrawCommand(), newConfigCommand(), newVersionCommand())
+	root.AddCommand(newPKICommand(), newClusterCommand(), newWithdrawCommand(), newUpgradeCommand(), newConfigCommand(), newVersionCommand())
 	return root
 }
 

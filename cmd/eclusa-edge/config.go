@@ -28,7 +28,10 @@ type Config struct {
 	Health           HealthConfig         `yaml:"health"`
 	Proxy            ProxyConfig          `yaml:"proxy"`
 	DrainTimeout     healthcheck.Duration `yaml:"drainTimeout"`
-	Log              LogConfig            `yaml:"log"`
+
+	UpgradeDrainTimeout healthcheck.Duration `yaml:"upgradeDrainTimeout"`
+
+	Log LogConfig `yaml:"log"`
 }
 
 // APIConfig is the listener for the clusters' controllers.
@@ -107,7 +110,10 @@ func DefaultConfig() Config {
 			UDPSessionsPerSource:   1024,
 		},
 		DrainTimeout: healthcheck.Duration(30 * time.Second),
-		Log:          LogConfig{Level: "info", Format: "console"},
+
+		UpgradeDrainTimeout: healthcheck.Duration(time.Hour),
+
+		Log: LogConfig{Level: "info", Format: "console"},
 	}
 }
 

@@ -209,7 +209,7 @@ func TestAcceptAnotherCluster(t *testing.T) {
 func TestStartRefuses(t *testing.T) {
 	w, _, _, _ := started(t)
 	for name, c := range map[string]struct{ from, to, want string }{
-		"state directory in use": {"10.0.0.1:7443", "10.0.0.1:7444", "another edge uses it"},
+		"state directory in use": {"name: edge-1", "name: edge-2", `another edge uses it; stop that one, or give this one a stateDir of its own: the other process says: this is the edge "edge-1"`},
 		"port in use":            {"DIR/state", "DIR/other", "api.listen"},
 		"certificate missing":    {"edge-1.crt", "missing.crt", "api.certFile"},
 		"no such interface":      {"interface: eth0", "interface: eth9", `announce.interface: interface "eth9"`},

@@ -27,7 +27,8 @@ import (
 const serverTimeout = 5 * time.Second
 
 // run serves until the first signal, then drains; the second signal ends the
-// program as if there was no handler.
+// program as if there was no handler. After a hand-over to another process it
+// returns when the last connections have ended.
 func run(ctx context.Context, c Config) error {
 	// 1. Everything below logs, so the logger comes first.
 	log, err := newLogger(c.Log)
@@ -38,15 +39,22 @@ func run(ctx context.Context, c Config) error {
 	log = log.With(zap.String("edge", c.Name))
 	log.Info("starting", zap.String("version", version), zap.String("engine", c.Engine), zap.Int("clusters", len(c.Clusters)))
 
+	// An upgrade may be asked for at any time, and must not end the program.
+	u := newUpgrades(c, log)
+
 	// 2. The engine takes its share of the file limit when it is made.
 	raiseFileLimit(log)
 
 	// 3. The parts: none of them does anything yet.
-	parts, err := assemble(c, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
+	// If an edge runs with the same state directory, it waits for this one from here
+	// on.
+	parts, err := assemble(ctx, c, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
 	if err != nil {
 		return err
 	}
 	defer parts.close()
+	u.edge, u.engine = parts.edge, parts.engine
+	u.gates = map[string]*gate{listenerFile("api", c.API.Listen): parts.apiListener, listenerFile("management", c.Management.Listen): parts.managementListener}
 
 	// 4. From here on the first signal ends ctx. Once it has, the handler is
 	// taken away, so that the second one kills.
@@ -55,27 +63,59 @@ func run(ctx context.Context, c Config) error {
 	defer context.AfterFunc(ctx, stop)()
 
 	// 5. Run until somebody fails or ctx ends. The edge serves from its own state
-	// at once; the API comes beside it, not before it.
+	// at once; the API comes beside it, not before it, and what another process has
+	// to leave to this one first comes after that. After a hand-over only the edge
+	// goes on.
+	owned := make(chan struct{})
+	own := func() { u.listen(); close(owned) }
+	if parts.predecessor == nil {
+		own()
+	} else {
+		parts.predecessor.begun = own
+	}
+	asked := ctx
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return parts.checker.Run(ctx) })
+	work, stopWork := context.WithCancel(ctx)
+	defer stopWork()
+	g.Go(func() error { return parts.checker.Run(work) })
 	g.Go(func() error { return parts.edge.Run(ctx) })
-	g.Go(func() error { return serve(ctx, parts.api, parts.apiListener, true) })
-	g.Go(func() error { return serve(ctx, parts.management, parts.managementListener, false) })
+	g.Go(func() error { return serve(work, owned, parts.api, parts.apiListener, true) })
+	g.Go(func() error { return serve(work, owned, parts.management, parts.managementListener, false) })
+	g.Go(func() error {
+		defer stopWork()
+		return u.run(ctx, owned)
+	})
 	err = g.Wait()
+	if u.isReleased() && err == nil {
+		waitIfFirst(asked, os.Getpid(), log)
+	}
 	log.Info("stopped", zap.Error(err))
 	return err
+}
+
+// waitIfFirst waits for the signal to stop if this process, whose work is done, is
+// the first of a container: whoever runs that would start it again, and it would
+// take the place of its successor.
+func waitIfFirst(asked context.Context, pid int, log *zap.Logger) {
+	if pid != 1 || asked.Err() != nil {
+		return
+	}
+	log.Info("all connections have ended; waiting to be asked to stop, since the end of a container's first process starts it anew")
+	<-asked.Done()
 }
 
 // parts are what the program is made of.
 type parts struct {
 	checker                         *healthcheck.Checker
 	edge                            *edge.Edge
+	engine                          lb.Engine
+	predecessor                     *predecessor // nil if there is none
 	api, management                 *http.Server
-	apiListener, managementListener net.Listener
+	apiListener, managementListener *gate
 }
 
 func (p *parts) close() {
-	for _, l := range []net.Listener{p.apiListener, p.managementListener} {
+	for _, l := range []*gate{p.apiListener, p.managementListener} {
 		if l != nil {
 			_ = l.Close() // a server may have closed it already
 		}
@@ -85,17 +125,36 @@ func (p *parts) close() {
 	}
 }
 
-func assemble(c Config, log *zap.Logger) (*parts, error) {
+func assemble(ctx context.Context, c Config, log *zap.Logger) (*parts, error) {
+	// What is wrong with the configuration is found before a running edge is asked
+	// to wait.
 	id, err := newIdentity(c.API, log)
 	if err != nil {
 		return nil, err
 	}
+	if _, err := newAnnouncer(c, log); err != nil {
+		return nil, err
+	}
+	before, err := findPredecessor(ctx, c, log)
+	if err != nil {
+		return nil, err
+	}
+	p, err := join(c, before, id, log)
+	if err != nil {
+		before.fail(err)
+		return nil, err
+	}
+	return p, nil
+}
+
+func join(c Config, before *predecessor, id *identity, log *zap.Logger) (*parts, error) {
+	// Only now nobody else changes what it remembers.
 	announcer, err := newAnnouncer(c, log)
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{checker: healthcheck.New(healthcheck.Options{Budget: c.Health.ProbesPerSecond})}
-	if p.edge, err = newEdge(c, p.checker, announcer, log); err != nil {
+	p := &parts{predecessor: before, checker: healthcheck.New(healthcheck.Options{Budget: c.Health.ProbesPerSecond})}
+	if err := p.newEdge(c, announcer, log); err != nil {
 		return nil, err
 	}
 	if err := p.listen(c); err != nil {
@@ -115,33 +174,37 @@ func assemble(c Config, log *zap.Logger) (*parts, error) {
 func (p *parts) listen(c Config) error {
 	var err error
 	// A port that is taken is said at the start, not when the first cluster calls.
-	if p.apiListener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.API.Listen)); err != nil {
+	if p.apiListener, err = p.predecessor.listen("api", c.API.Listen); err != nil {
 		return fmt.Errorf("api.listen: %w", err)
 	}
-	if p.managementListener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(c.Management.Listen)); err != nil {
+	if p.managementListener, err = p.predecessor.listen("management", c.Management.Listen); err != nil {
 		return fmt.Errorf("management.listen: %w", err)
 	}
 	return nil
 }
 
-func newEdge(c Config, checker *healthcheck.Checker, announcer edge.Announcer, log *zap.Logger) (*edge.Edge, error) {
+func (p *parts) newEdge(c Config, announcer edge.Announcer, log *zap.Logger) error {
+	before, err := p.predecessor.forEdge()
+	if err != nil {
+		return err
+	}
 	// The engine tells the edge, which needs the engine to be made. No traffic
 	// flows before Run, so nobody is told before e is set.
 	var e *edge.Edge
-	engine := newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
+	p.engine = newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
 		e.DialFailed(owner.Cluster, check, node)
 	})
 	policies := make(map[lb.Cluster]lb.Policy, len(c.Clusters))
 	for _, cluster := range c.Clusters {
 		policies[lb.Cluster(cluster.Name)] = cluster.policy()
 	}
-	var err error
 	e, err = edge.New(edge.Options{
-		Name: c.Name, Version: version, Clusters: policies, Engine: engine, Announcer: announcer, Checker: checker,
+		Name: c.Name, Version: version, Clusters: policies, Engine: p.engine, Announcer: announcer, Checker: p.checker, Predecessor: before,
 		StateDir: c.StateDir, Reserved: reserved(c), ShareHostAddress: c.ShareHostAddress,
-		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), Log: log,
+		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(), Log: log,
 	})
-	return e, err
+	p.edge = e
+	return err
 }
 
 // reserved returns the program's own listeners.
@@ -195,9 +258,14 @@ func newAPI(c Config, e *edge.Edge, log *zap.Logger) http.Handler {
 	})
 }
 
-// serve serves on the listener until ctx ends, and then finishes what is under
-// way.
-func serve(ctx context.Context, s *http.Server, l net.Listener, secure bool) error {
+// serve serves on the listener, once owned is closed, until ctx ends, and then
+// finishes what is under way.
+func serve(ctx context.Context, owned <-chan struct{}, s *http.Server, l net.Listener, secure bool) error {
+	select {
+	case <-owned:
+	case <-ctx.Done():
+		return nil
+	}
 	stopped := make(chan error, 1)
 	undo := context.AfterFunc(ctx, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), serverTimeout)

@@ -35,6 +35,9 @@ const (
 
 func TestMain(m *testing.M) {
 	switch {
+	case os.Getenv(envTaker) != "":
+		takeUntil(os.Getenv(envTaker))
+		return
 	case os.Getenv(envProgram) != "":
 		main()
 		return
@@ -70,7 +73,8 @@ func TestMain(m *testing.M) {
 type world struct {
 	t     *testing.T
 	dir   string
-	yaml  string // of the edge; DIR stands for dir
+	yaml  string   // of the edge; DIR stands for dir
+	log   *os.File // where programs write, nil is the test's output
 	nodes netns.NsHandle
 	home  netns.NsHandle
 }
@@ -305,6 +309,9 @@ func (w *world) start() *program {
 	c := exec.Command("/proc/self/exe", "--config", w.config())
 	c.Env = append(os.Environ(), envProgram+"=1")
 	c.Stderr = w.t.Output()
+	if w.log != nil { // a pipe would break with the first of several processes
+		c.Stderr = w.log
+	}
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	p := &program{Cmd: c, ended: make(chan struct{})}
 	started := make(chan error)

@@ -1,0 +1,152 @@
+package handover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+)
+
+// stepTimeout bounds what the other process may take for each step.
+const stepTimeout = 30 * time.Second
+
+// Estate is what a giver tells before its sockets.
+type Estate struct {
+	// Version is the giver's, for the log.
+	Version string `json:"version"`
+	// Files names the descriptors that come with it, in their order.
+	Files []string `json:"files"`
+	// Digests and Epochs are what the files of the clusters hold.
+	Digests map[string]string `json:"digests"`
+	Epochs  map[string]string `json:"epochs"`
+	// Health is what is known about the members.
+	Health json.RawMessage `json:"health"`
+}
+
+// decodeEstate reads an Estate with a number of descriptors.
+func decodeEstate(data []byte, files int) (Estate, error) {
+	var e Estate
+	if err := json.Unmarshal(data, &e); err != nil {
+		return Estate{}, fmt.Errorf("estate: %w", err)
+	}
+	if len(e.Files) != files {
+		return Estate{}, fmt.Errorf("estate: names %d descriptors and has %d", len(e.Files), files)
+	}
+	seen := make(map[string]bool, files)
+	for _, name := range e.Files {
+		if name == "" || seen[name] {
+			return Estate{}, fmt.Errorf("estate: descriptor %q: has no name, or one that is there already", name)
+		}
+		seen[name] = true
+	}
+	return e, nil
+}
+
+// Giver is an edge that gives its place away.
+type Giver interface {
+	// Pause makes it neither write nor decide, and returns what it leaves. The
+	// descriptors stay the giver's.
+	Pause(ctx context.Context) (Estate, []int, error)
+	// HandOver stops reading the engine's sockets and sends them.
+	HandOver(ctx context.Context, send func(data []byte, files []int) error) error
+	// Resume makes it go on after Pause, whatever came of HandOver.
+	Resume()
+	// Release leaves its place to the other process.
+	Release(pid int)
+}
+
+// Give gives the giver's place to the process that has said hello. On error the
+// giver serves as before.
+func (c *Conn) Give(ctx context.Context, g Giver) error {
+	// Once begun it comes to an end, which is near.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*stepTimeout)
+	defer cancel()
+	estate, files, err := g.Pause(ctx)
+	if err != nil {
+		c.stop(kindRefuse, err)
+		return err
+	}
+	if err := c.give(ctx, g, estate, files); err != nil {
+		if _, told := errors.AsType[*RefusedError](err); !told {
+			c.stop(kindAbort, err)
+		}
+		g.Resume()
+		return err
+	}
+	if err := c.await(); err != nil {
+		g.Resume()
+		return err
+	}
+	g.Release(c.peer.pid)
+	return nil
+}
+
+// give does everything up to "go".
+func (c *Conn) give(ctx context.Context, g Giver, estate Estate, files []int) error {
+	c.within(stepTimeout)
+	if err := c.sendJSON(kindEstate, estate, files...); err != nil {
+		return err
+	}
+	if _, err := c.expect(kindReady); err != nil {
+		return err
+	}
+	err := g.HandOver(ctx, func(data []byte, files []int) error {
+		c.within(stepTimeout)
+		if err := c.send(message{kind: kindParcel, data: data, files: files}); err != nil {
+			return err
+		}
+		// The kernel limits descriptors that are under way.
+		_, err := c.expect(kindGot)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	c.within(stepTimeout)
+	if err := c.send(message{kind: kindEnd}); err != nil {
+		return err
+	}
+	if _, err := c.expect(kindAdopted); err != nil {
+		return err
+	}
+	return c.send(message{kind: kindGo})
+}
+
+// await waits until the taker serves, nil, or is dead, which the end of the
+// connection tells. One that does neither in time is killed: until then it may
+// do what only one of the two may.
+func (c *Conn) await() error {
+	var why error
+	for {
+		c.within(stepTimeout)
+		m, err := c.receive()
+		ne, isNet := errors.AsType[net.Error](err)
+		switch {
+		case err == nil && m.kind == kindServing && why == nil:
+			return nil
+		case err == nil && m.kind == kindAbort:
+			var r reason
+			_ = json.Unmarshal(m.data, &r)
+			why = &RefusedError{Reason: r.Reason} // its end follows
+		case err == nil:
+			closeAll(m.files)
+		case isNet && ne.Timeout() || errors.Is(err, os.ErrDeadlineExceeded):
+			if why == nil {
+				why = fmt.Errorf("process %d has not served within %s and was killed", c.peer.pid, stepTimeout)
+			}
+			if err := c.peer.kill(); err != nil {
+				why = fmt.Errorf("%w (%w)", why, err)
+			}
+		case why != nil:
+			return why
+		default:
+			return fmt.Errorf("process %d ended before it served", c.peer.pid)
+		}
+	}
+}
+
+// Refuse tells whoever has said hello that it gets nothing.
+func (c *Conn) Refuse(why error) { c.stop(kindRefuse, why) }

@@ -1,0 +1,58 @@
+package handover
+
+import (
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// peer is the process at the other end.
+type peer struct {
+	pid int
+	fd  int // of the process, so that its number is not another one's; -1 is none
+}
+
+// lookAt returns the process at the other end, and refuses those of other users.
+func lookAt(c *net.UnixConn) (peer, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return peer{}, err
+	}
+	var cred *unix.Ucred
+	var sockErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return peer{}, err
+	}
+	if sockErr != nil {
+		return peer{}, os.NewSyscallError("getsockopt peercred", sockErr)
+	}
+	if me := os.Geteuid(); cred.Uid != 0 && int(cred.Uid) != me {
+		return peer{}, fmt.Errorf("process %d belongs to user %d; it must be user %d as this one, or root", cred.Pid, cred.Uid, me)
+	}
+	p := peer{pid: int(cred.Pid), fd: -1}
+	if p.pid > 0 { // else it is in another namespace of processes
+		if fd, err := unix.PidfdOpen(p.pid, 0); err == nil {
+			p.fd = fd
+		}
+	}
+	return p, nil
+}
+
+// kill ends the process if it can be reached.
+func (p *peer) kill() error {
+	if p.fd < 0 {
+		return fmt.Errorf("process %d cannot be reached from here", p.pid)
+	}
+	return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0))
+}
+
+func (p *peer) close() {
+	if p.fd >= 0 {
+		_ = unix.Close(p.fd)
+		p.fd = -1
+	}
+}
