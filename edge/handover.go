@@ -16,7 +16,14 @@ import (
 )
 
 // errReleased is what writers are told whose edge has gone to another process.
-var errReleased = errors.New("another process serves this edge from now on; ask again")
+var errReleased error = releasedError{}
+
+type releasedError struct{}
+
+func (releasedError) Error() string { return "another process serves this edge from now on; ask again" }
+
+// Temporary tells the protocol that the same call will do soon.
+func (releasedError) Temporary() bool { return true }
 
 // Will is what an edge leaves to its successor in another process, beside what
 // its engine hands over.

@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // stepTimeout bounds what the other process may take for each step.
@@ -70,6 +72,7 @@ func (c *Conn) Give(ctx context.Context, g Giver) error {
 		return err
 	}
 	if err := c.give(ctx, g, estate, files); err != nil {
+		err = c.lastWords(err)
 		if _, told := errors.AsType[*RefusedError](err); !told {
 			c.stop(kindAbort, err)
 		}
@@ -82,6 +85,25 @@ func (c *Conn) Give(ctx context.Context, g Giver) error {
 	}
 	g.Release(c.peer.pid)
 	return nil
+}
+
+// lastWords returns what the other process said before it ended, which was the
+// reason for err, or else err.
+func (c *Conn) lastWords(err error) error {
+	if !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) {
+		return err
+	}
+	c.within(time.Second)
+	for {
+		m, readErr := c.receive()
+		if readErr != nil {
+			return err
+		}
+		closeAll(m.files)
+		if m.kind == kindAbort {
+			return m.refusal()
+		}
+	}
 }
 
 // give does everything up to "go".
@@ -128,9 +150,7 @@ func (c *Conn) await() error {
 		case err == nil && m.kind == kindServing && why == nil:
 			return nil
 		case err == nil && m.kind == kindAbort:
-			var r reason
-			_ = json.Unmarshal(m.data, &r)
-			why = &RefusedError{Reason: r.Reason} // its end follows
+			why = m.refusal() // its end follows
 		case err == nil:
 			closeAll(m.files)
 		case isNet && ne.Timeout() || errors.Is(err, os.ErrDeadlineExceeded):

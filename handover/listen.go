@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -129,6 +130,9 @@ func welcome(ctx context.Context, u *net.UnixConn, handle func(context.Context, 
 	defer c.peer.close()
 	c.within(helloTimeout)
 	m, err := c.expect(kindHello)
+	if errors.Is(err, io.EOF) {
+		return nil // somebody who only looked whether anybody is there
+	}
 	if err != nil {
 		return err
 	}

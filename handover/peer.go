@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -34,12 +35,21 @@ func lookAt(c *net.UnixConn) (peer, error) {
 		return peer{}, fmt.Errorf("process %d belongs to user %d; it must be user %d as this one, or root", cred.Pid, cred.Uid, me)
 	}
 	p := peer{pid: int(cred.Pid), fd: -1}
-	if p.pid > 0 { // else it is in another namespace of processes
-		if fd, err := unix.PidfdOpen(p.pid, 0); err == nil {
-			p.fd = fd
-		}
-	}
+	_ = p.open() // without it the process cannot be killed, which kill says
 	return p, nil
+}
+
+// open takes hold of the process.
+func (p *peer) open() error {
+	if p.pid <= 0 {
+		return errors.New("the process is in another namespace of processes")
+	}
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		return os.NewSyscallError("pidfd_open", err)
+	}
+	p.fd = fd
+	return nil
 }
 
 // kill ends the process if it can be reached.

@@ -101,9 +101,7 @@ func (t *Taker) receive() ([]byte, []int, error) {
 	case m.kind == kindEnd:
 		return nil, nil, io.EOF
 	case m.kind == kindAbort:
-		var r reason
-		_ = json.Unmarshal(m.data, &r)
-		return nil, nil, &RefusedError{Reason: r.Reason}
+		return nil, nil, m.refusal()
 	}
 	closeAll(m.files)
 	return nil, nil, fmt.Errorf("wait for a parcel: got %q", m.kind)

@@ -231,11 +231,16 @@ func (c *Conn) expect(want kind) (message, error) {
 	if m.kind != kindRefuse && m.kind != kindAbort {
 		return message{}, fmt.Errorf("wait for %q: got %q", want, m.kind)
 	}
+	return message{}, m.refusal()
+}
+
+// refusal returns what a refuse or an abort says.
+func (m message) refusal() error {
 	var r reason
 	if err := json.Unmarshal(m.data, &r); err != nil || r.Reason == "" {
 		r.Reason = "it does not say why"
 	}
-	return message{}, &RefusedError{Reason: r.Reason}
+	return &RefusedError{Reason: r.Reason}
 }
 
 // RefusedError is what the other process says why it does not go on.

@@ -87,12 +87,7 @@ func (w *world) startLoad() *load {
 	w.t.Helper()
 	l := &load{w: w, stop: make(chan struct{})}
 	for range longConns {
-		var c net.Conn
-		var err error
-		w.inNodes(func() { c, err = net.DialTimeout("tcp", "10.0.0.129:7000", 2*time.Second) })
-		w.must(err)
-		l.long = append(l.long, c)
-		l.longer.Go(func() { l.talk(c) })
+		l.hold()
 	}
 	for i := range udpClients {
 		var c net.Conn
@@ -115,6 +110,19 @@ func (w *world) startLoad() *load {
 		return nil
 	})
 	return l
+}
+
+// hold opens one more long connection.
+func (l *load) hold() {
+	l.w.t.Helper()
+	var c net.Conn
+	var err error
+	l.w.inNodes(func() { c, err = net.DialTimeout("tcp", "10.0.0.129:7000", 2*time.Second) })
+	l.w.must(err)
+	l.mu.Lock()
+	l.long = append(l.long, c)
+	l.mu.Unlock()
+	l.longer.Go(func() { l.talk(c) })
 }
 
 func (l *load) failed(format string, args ...any) {
@@ -236,9 +244,20 @@ func (l *load) end() {
 // more waits until there was more traffic of every kind.
 func (l *load) more() {
 	l.w.t.Helper()
+	l.flows(2 * longConns)
+}
+
+// short is more without the long connections.
+func (l *load) short() {
+	l.w.t.Helper()
+	l.flows(0)
+}
+
+func (l *load) flows(requests int64) {
+	l.w.t.Helper()
 	c, r, d := l.connections.Load(), l.requests.Load(), l.datagrams.Load()
 	l.w.eventually(10*time.Second, func() error {
-		if l.connections.Load() < c+20 || l.requests.Load() < r+2*longConns || l.datagrams.Load() < d+2*udpClients {
+		if l.connections.Load() < c+20 || l.requests.Load() < r+requests || l.datagrams.Load() < d+2*udpClients {
 			return errors.New("the load does not flow")
 		}
 		return nil

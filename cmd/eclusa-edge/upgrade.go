@@ -82,7 +82,8 @@ func (u *upgrades) take() *handover.Listener {
 // run serves those who ask, once owned is closed, until ctx ends or another
 // process has taken over.
 func (u *upgrades) run(ctx context.Context, owned <-chan struct{}) error {
-	defer signal.Stop(u.signals)
+	// Whoever asks too late must not end the connections that are left.
+	defer signal.Ignore(syscall.SIGUSR2)
 	select {
 	case <-owned:
 	case <-ctx.Done():
@@ -96,7 +97,10 @@ func (u *upgrades) run(ctx context.Context, owned <-chan struct{}) error {
 			serving.Go(func() {
 				l.Serve(ctx, func(ctx context.Context, c *handover.Conn, h handover.Hello) {
 					if u.handle(ctx, c, h) {
-						again <- struct{}{}
+						select {
+						case again <- struct{}{}:
+						default: // it is known already
+						}
 					}
 				}, func(err error) { u.log.Warn("a request for an upgrade came to nothing", zap.Error(err)) })
 			})

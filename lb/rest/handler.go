@@ -222,6 +222,16 @@ func forbidden(format string, args ...any) *refusal {
 	return &refusal{status: http.StatusForbidden, err: fmt.Errorf(format, args...)}
 }
 
+// temporary tells whether the same call will do soon, as an error says that has a
+// method Temporary.
+func temporary(err error) bool {
+	var t interface {
+		error
+		Temporary() bool
+	}
+	return errors.As(err, &t) && t.Temporary()
+}
+
 // refuse answers with the problem that err is.
 func (h *handler) refuse(c *call, err error) {
 	p, known := problemOf(err)
@@ -237,6 +247,10 @@ func (h *handler) refuse(c *call, err error) {
 		p = Problem{Type: typeBlank, Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable,
 			Detail: fmt.Sprintf("no result within %s", c.o.CallTimeout)}
 		c.w.Header().Set("Retry-After", "1")
+	case !known && temporary(err):
+		p = Problem{Type: typeBlank, Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Detail: err.Error()}
+		c.w.Header().Set("Retry-After", "1")
+		c.w.Header().Set("Connection", "close") // the next one may reach who can
 	case !known:
 		p = Problem{Type: typeBlank, Title: http.StatusText(http.StatusInternalServerError), Status: http.StatusInternalServerError,
 			Detail: "internal error", RequestID: rand.Text()}

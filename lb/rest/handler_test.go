@@ -276,6 +276,20 @@ func TestSlowBalancer(t *testing.T) {
 	}
 }
 
+// busy is an error that passes by itself.
+type busy struct{ error }
+
+func (busy) Temporary() bool { return true }
+
+func TestTemporaryErrors(t *testing.T) {
+	b := listen(t, nil)
+	b.balance.FailNext(lbtest.CallConfig, fmt.Errorf("set: %w", busy{errors.New("another process serves")}))
+	resp, p := b.ask(http.MethodGet, configPath, "")
+	if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || !strings.Contains(p.Detail, "another process serves") {
+		t.Errorf("got %d %q; want 503 with Retry-After and the reason", resp.StatusCode, p.Detail)
+	}
+}
+
 func TestConcurrentFirstWrites(t *testing.T) {
 	b := listen(t, nil)
 	e, err := b.balance.Claim(t.Context(), lb.Claim{ClusterUID: "u"})
