@@ -59,11 +59,12 @@ func takeUntil(value string) {
 	panic("no such step: " + step)
 }
 
-// upgradable starts an edge under load, whose log goes to a file.
-func upgradable(t *testing.T) (*world, *program, *rest.Client, lb.Epoch, *load) {
+// upgradable starts an edge under load, whose log goes to a file, with more lines
+// of configuration.
+func upgradable(t *testing.T, more ...string) (*world, *program, *rest.Client, lb.Epoch, *load) {
 	t.Helper()
 	w := newWorld(t)
-	w.yaml = strings.ReplaceAll(w.yaml, "drainTimeout: 2s", "drainTimeout: 2s\nupgradeDrainTimeout: 1m")
+	w.yaml = strings.ReplaceAll(w.yaml, "drainTimeout: 2s", strings.Join(append(more, "drainTimeout: 2s", "upgradeDrainTimeout: 1m"), "\n"))
 	path := filepath.Join(w.dir, "log")
 	var err error
 	w.log, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -188,7 +189,7 @@ func TestUpgradesThatFail(t *testing.T) {
 		{"wrong configuration", "announce:", "anounce:", "unknown key"},
 		{"certificate missing", "edge-1.crt", "missing.crt", "missing.crt: no such file or directory"},
 		{"another state directory", "stateDir: DIR/state", "stateDir: DIR/log", "make the state directory"},
-		{"another name", "name: edge-1", "name: edge-2", `gives nothing to \"edge-2\"`},
+		{"another name", "name: edge-1", "name: edge-2", `gives nothing to "edge-2"`},
 		{"port in use", "10.0.0.1:7443", "10.0.0.1:7444", "api.listen"},
 	} {
 		w.yaml = strings.Replace(good, bad.from, bad.to, 1)
