@@ -61,7 +61,7 @@ type Paused struct {
 
 // pauseRequest asks the loop to pause.
 type pauseRequest struct {
-	ctx     context.Context //nolint:containedctx // of the caller who waits for the answer
+	ctx     context.Context // of the caller who waits for the answer
 	health  []byte
 	answer  chan error // capacity 1
 	outcome chan bool

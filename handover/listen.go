@@ -123,10 +123,11 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 
 func welcome(ctx context.Context, u *net.UnixConn, handle func(context.Context, *Conn, Hello)) error {
 	p, err := lookAt(u)
+	c := &Conn{unix: u, peer: p}
 	if err != nil {
+		c.stop(kindRefuse, err)
 		return err
 	}
-	c := &Conn{unix: u, peer: p}
 	defer c.peer.close()
 	c.within(helloTimeout)
 	m, err := c.expect(kindHello)

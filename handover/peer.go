@@ -17,22 +17,23 @@ type peer struct {
 
 // lookAt returns the process at the other end, and refuses those of other users.
 func lookAt(c *net.UnixConn) (peer, error) {
+	nobody := peer{fd: -1}
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return peer{}, err
+		return nobody, err
 	}
 	var cred *unix.Ucred
 	var sockErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return peer{}, err
+		return nobody, err
 	}
 	if sockErr != nil {
-		return peer{}, os.NewSyscallError("getsockopt peercred", sockErr)
+		return nobody, os.NewSyscallError("getsockopt peercred", sockErr)
 	}
 	if me := os.Geteuid(); cred.Uid != 0 && int(cred.Uid) != me {
-		return peer{}, fmt.Errorf("process %d belongs to user %d; it must be user %d as this one, or root", cred.Pid, cred.Uid, me)
+		return nobody, fmt.Errorf("process %d belongs to user %d; it must be user %d as this one, or root", cred.Pid, cred.Uid, me)
 	}
 	p := peer{pid: int(cred.Pid), fd: -1}
 	_ = p.open() // without it the process cannot be killed, which kill says
