@@ -70,7 +70,7 @@ func Listen(stateDir string) (*Listener, error) {
 			err = os.Rename(temporary, filepath.Join(dir, socketName))
 		}
 		if err != nil {
-			l.Close()
+			_ = l.Close()
 		}
 		return err
 	})
@@ -113,7 +113,7 @@ func (l *Listener) Serve(ctx context.Context, handle func(context.Context, *Conn
 			continue
 		}
 		l.open.Go(func() {
-			defer c.Close()
+			defer c.Close() //nolint:errcheck // it ends either way
 			if err := welcome(ctx, c, handle); err != nil {
 				complain(fmt.Errorf("on the socket for upgrades: %w", err))
 			}
@@ -178,7 +178,7 @@ func Dial(ctx context.Context, stateDir string) (*Conn, error) {
 	u := c.(*net.UnixConn)
 	p, err := lookAt(u)
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, fmt.Errorf("the socket for upgrades: %w", err)
 	}
 	return &Conn{unix: u, peer: p}, nil

@@ -39,7 +39,7 @@ func (c *Conn) Take(h Hello) (*Taker, error) {
 	}
 	t := &Taker{Estate: e, conn: c, files: make(map[string]*os.File, len(m.files))}
 	for i, name := range e.Files {
-		t.files[name] = os.NewFile(uintptr(m.files[i]), name) //nolint:gosec // descriptors are small
+		t.files[name] = os.NewFile(uintptr(m.files[i]), name)
 	}
 	return t, nil
 }
@@ -55,7 +55,7 @@ func (t *Taker) File(name string) *os.File {
 // CloseFiles closes those descriptors of the estate that nobody wanted.
 func (t *Taker) CloseFiles() {
 	for _, f := range t.files {
-		f.Close()
+		_ = f.Close()
 	}
 	clear(t.files)
 }

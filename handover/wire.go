@@ -68,7 +68,7 @@ func (m message) header() ([headerSize]byte, error) {
 		return h, fmt.Errorf("send %s: %d descriptors and %d bytes are more than %d and %d", m.kind, len(m.files), len(m.data), maxFiles, maxData)
 	}
 	copy(h[:], magic[:])
-	h[4], h[5] = byte(m.kind), byte(len(m.files))
+	h[4], h[5] = byte(m.kind), byte(len(m.files))          //nolint:gosec // at most maxFiles
 	binary.BigEndian.PutUint32(h[8:], uint32(len(m.data))) //nolint:gosec // at most maxData
 	return h, nil
 }

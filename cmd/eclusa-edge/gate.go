@@ -31,7 +31,7 @@ func newGate(l *net.TCPListener) (*gate, error) {
 		err = raw.Control(func(fd uintptr) { g.fd = int(fd) })
 	}
 	if err != nil {
-		l.Close()
+		_ = l.Close()
 		return nil, err
 	}
 	return g, nil

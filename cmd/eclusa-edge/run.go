@@ -48,7 +48,7 @@ func run(ctx context.Context, c Config) error {
 	// 3. The parts: none of them does anything yet.
 	// If an edge runs with the same state directory, it waits for this one from here
 	// on.
-	parts, err := assemble(ctx, c, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
+	parts, err := assemble(ctx, c, log)
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func assemble(ctx context.Context, c Config, log *zap.Logger) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := join(c, before, id, log)
+	p, err := join(c, before, id, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
 	if err != nil {
 		before.fail(err)
 		return nil, err

@@ -51,7 +51,7 @@ func findPredecessor(ctx context.Context, c Config, log *zap.Logger) (*predecess
 	log.Info("an edge runs with this state directory; asking it for its place", zap.Int("pid", conn.PID()))
 	t, err := conn.Take(handover.Hello{Edge: c.Name, Version: version, Engine: c.Engine})
 	if err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil, fmt.Errorf("%w: %w", locked, err)
 	}
 	p := &predecessor{Taker: t, log: log, start: start, digest: make(map[lb.Cluster]lb.Digest), epochs: make(map[lb.Cluster]lb.Epoch)}
@@ -134,7 +134,7 @@ func inherit(f *os.File) (*gate, error) {
 	}
 	t, ok := l.(*net.TCPListener)
 	if !ok {
-		l.Close()
+		_ = l.Close()
 		return nil, fmt.Errorf("the socket of the process before is no TCP socket but %T", l)
 	}
 	return newGate(t)

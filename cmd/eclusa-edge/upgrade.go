@@ -110,7 +110,7 @@ func (u *upgrades) run(ctx context.Context, owned <-chan struct{}) error {
 			u.listen() // whoever tried to take over may have taken the socket's name
 		}
 		if l != nil {
-			l.Close()
+			_ = l.Close()
 		}
 		serving.Wait()
 		if over {
@@ -286,7 +286,7 @@ func (g *giver) Pause(ctx context.Context) (handover.Estate, []int, error) {
 		e.Epochs[string(name)] = string(epoch)
 	}
 	e.Files = []string{lockFile}
-	files := []int{int(paused.Lock.Fd())} //nolint:gosec // descriptors are small
+	files := []int{int(paused.Lock.Fd())}
 	for name, gate := range g.gates {
 		gate.pause()
 		e.Files = append(e.Files, name)

@@ -53,7 +53,7 @@ func askUpgrade(ctx context.Context, c Config) (handover.Outcome, error) {
 	if err != nil {
 		return handover.Outcome{}, fmt.Errorf("state directory %q: %w", c.StateDir, err)
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // the answer is what counts
 	o, err := conn.AskUpgrade(ctx, handover.Hello{Edge: c.Name, Version: version})
 	if err == nil && o.Error != "" {
 		err = errors.New(o.Error)

@@ -3,6 +3,7 @@ package lbtest
 import (
 	"context"
 	"errors"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -167,4 +168,38 @@ func TestFakeBalancerStatusDeltas(t *testing.T) {
 			t.Errorf("cancelled: got %v; want DeadlineExceeded", err)
 		}
 	})
+}
+
+func TestFakeEngineHandsOver(t *testing.T) {
+	first, second := NewFakeEngine(), NewFakeEngine()
+	first.SetParcels(lb.Parcel{Data: []byte("a")}, lb.Parcel{Data: []byte("b")})
+	var sent []lb.Parcel
+	if err := first.HandOver(t.Context(), func(p lb.Parcel) error { sent = append(sent, p); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Set(t.Context(), lb.Table{}); err == nil || !first.IsHandedOver() {
+		t.Errorf("Set after HandOver: got %v; want an error", err)
+	}
+	if err := second.Adopt(t.Context(), func() (lb.Parcel, error) {
+		if len(sent) == 0 {
+			return lb.Parcel{}, io.EOF
+		}
+		p := sent[0]
+		sent = sent[1:]
+		return p, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := second.Adopted(); len(got) != 2 || string(got[1].Data) != "b" {
+		t.Errorf("adopted: got %v; want both parcels in order", got)
+	}
+	if _, err := second.Set(t.Context(), lb.Table{}); err != nil {
+		t.Errorf("Set after Adopt: %v", err)
+	}
+	if err := first.Resume(); err != nil {
+		t.Errorf("Resume: %v", err)
+	}
+	if _, err := first.Set(t.Context(), lb.Table{}); err != nil {
+		t.Errorf("Set after Resume: %v", err)
+	}
 }
