@@ -56,6 +56,8 @@ type cluster struct {
 	// lost is true from the start until the first Set if there was a state file
 	// that could not be read.
 	lost atomic.Bool
+	// heldWrite is the last one that the removal guard held.
+	heldWrite atomic.Pointer[HeldWrite]
 
 	stats clusterStats
 
@@ -267,6 +269,7 @@ func (c *cluster) admit(before *held, w lb.Write) error {
 	err := c.guard.check(before.config, w.Config, w.ConfirmedRemovals, c.now())
 	if held, ok := errors.AsType[*lb.RemovalHeldError](err); ok {
 		c.stats.held.Add(1)
+		c.heldWrite.Store(&HeldWrite{At: c.now(), Keys: held.Keys, Largest: held.Largest})
 		c.log.Warn("a write is held because it removes too much unconfirmed; the cluster's controller confirms each removal or sends everything but those",
 			zap.Int("removals", len(held.Keys)), zap.Int("largest", held.Largest), zap.Strings("first", held.Keys[:min(5, len(held.Keys))]))
 	}
@@ -277,6 +280,7 @@ func (c *cluster) admit(before *held, w lb.Write) error {
 // turn.
 func (c *cluster) replace(before, next *held, data []byte) {
 	c.save(data)
+	next.written = c.now()
 	c.held.Store(next)
 	c.lost.Store(false)
 	c.guard.note(next.config, c.now())

@@ -104,6 +104,7 @@ const (
 // Edge is the daemon. Make it with New and start it with Run.
 type Edge struct {
 	info             lb.Info
+	started          time.Time
 	policies         map[lb.Cluster]lb.Policy
 	engine           lb.Engine
 	announcer        Announcer
@@ -146,7 +147,7 @@ func New(o Options) (*Edge, error) {
 			Name: o.Name, Version: o.Version, Engine: o.Engine.Name(),
 			Schema: lb.Schema, Capabilities: o.Engine.Capabilities(),
 		},
-		policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
+		started: time.Now(), policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
 		reserved: o.Reserved, shareHostAddress: o.ShareHostAddress, ownAddresses: o.OwnAddresses,
 		drainTimeout: o.DrainTimeout, upgradeDrainTimeout: o.UpgradeDrainTimeout, predecessor: o.Predecessor,
 		pauses: make(chan *pauseRequest), released: make(chan struct{}), over: make(chan struct{}),

@@ -184,7 +184,10 @@ func (l *loop) tell() {
 			}
 		}
 		l.tellLeaving(name, statuses)
-		c.status.setLoadBalancers(l.held[name].config.Revision, statuses)
+		revision := l.held[name].config.Revision
+		if c.status.setLoadBalancers(revision, statuses) {
+			c.log.Info("the configuration is in force", zap.Uint64("revision", revision))
+		}
 		c.logStatuses(statuses)
 	}
 }

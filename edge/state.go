@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -36,6 +37,8 @@ type held struct {
 	config lb.Config
 	digest lb.Digest
 	epoch  lb.Epoch
+	// written is when, zero if that was before the edge started.
+	written time.Time
 	// strange are the entries that a newer program wrote and this one does not
 	// understand wholly.
 	strange strange

@@ -43,6 +43,7 @@ type statusLog struct {
 	floor      uint64 // the oldest version of which everything since is known
 	tombstones int
 	head       head
+	applied    time.Time // when head.revision came into force
 	lbs        map[lb.UID]entry[lb.LoadBalancerStatus]
 	checks     map[lb.CheckID]map[lb.NodeName]entry[lb.MemberStatus]
 }
@@ -79,19 +80,20 @@ func (s *statusLog) setHead(change func(*head)) {
 }
 
 // setLoadBalancers replaces what is told of all load balancers, together with
-// the revision that it belongs to.
-func (s *statusLog) setLoadBalancers(revision uint64, now map[lb.UID]lb.LoadBalancerStatus) {
+// the revision that it belongs to. It reports whether that is another one than
+// before.
+func (s *statusLog) setLoadBalancers(revision uint64, now map[lb.UID]lb.LoadBalancerStatus) (newRevision bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := s.version + 1
-	changed := s.head.revision != revision
-	s.head.revision = revision
-	if s.replace(next, now) {
-		changed = true
+	newRevision = s.head.revision != revision
+	if newRevision {
+		s.head.revision, s.applied = revision, time.Now()
 	}
-	if changed {
+	if s.replace(next, now) || newRevision {
 		s.advance()
 	}
+	return newRevision
 }
 
 func (s *statusLog) replace(next uint64, now map[lb.UID]lb.LoadBalancerStatus) bool {
@@ -285,6 +287,16 @@ func (s *statusLog) parse(c lb.Cursor) (uint64, bool) {
 		return 0, false
 	}
 	return n, true
+}
+
+// whole returns everything that is told, and since when its revision is in force.
+func (s *statusLog) whole() (lb.Status, time.Time) {
+	d, _ := s.delta("")
+	var all lb.Status
+	all.Apply(d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return all, s.applied
 }
 
 // summary returns the applied revision and how many load balancers are applied
