@@ -49,6 +49,12 @@ test: lint-fast test-unit test-lab ## every test: formatting and vet, all packag
 test-unit: ## the tests of all packages with the race detector; those that need root say so and are skipped without it
 	$(GO) test -race -timeout 15m $(UNIT)
 
+.PHONY: browser
+browser: ## install Debian's Chromium, with which the status page is tested, unless there is one (needs root)
+	@command -v chromium chromium-browser google-chrome >/dev/null && exit 0; \
+	install() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends chromium; }; \
+	install || { apt-get -o DPkg::Lock::Timeout=300 update -q && install; }
+
 .PHONY: test-lab
 test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to end (needs root)
 	$(GO) test -timeout 40m -p 1 -v ./lab/... ./e2e/... 2>&1 | grep -v -e '^=== ' -e '^\s*$$'

@@ -39,6 +39,7 @@ var imports = []struct {
 	{"handover", nil, "the protocol between two processes of an edge passes descriptors and does not care what they are"},
 	{"announce/...", nil, "announcers take addresses and nothing else"},
 	{"edge", []string{"lb", "healthcheck"}, "the daemon's core knows neither HTTP clients nor an engine nor Kubernetes"},
+	{"edge/page", []string{"lb", "healthcheck", "edge"}, "the status page shows what any edge knows, whatever carries its traffic"},
 	{"api/...", nil, "the types of the API stand alone"},
 	{"provider", []string{"lb", "healthcheck", "ipam", "api/..."}, "the provider is handed its edges and cannot tell a network from a fake"},
 	{"cmd/...", []string{"..."}, "mains join everything"},
@@ -56,7 +57,7 @@ var outside = []struct {
 }{
 	{"k8s.io/", []string{"provider", "api/...", "cmd/eclusa-cloud-controller-manager", "cmd/kubectl-eclusa", "lab/...", "e2e", "bench/..."}, "Kubernetes stays in provider and api"},
 	{"github.com/vishvananda/", []string{"announce/...", "lb/nftables", "lb/lbtest", "cmd/eclusa-edge", "lab/...", "bench/..."}, "the kernel stays in engines and announcers"},
-	{"net/http", []string{"lb/rest", "healthcheck", "edge", "cmd/...", "provider", "lab/...", "e2e", "bench/..."}, "HTTP stays in lb/rest and on the management port"},
+	{"net/http", []string{"lb/rest", "healthcheck", "edge", "edge/page", "cmd/...", "provider", "lab/...", "e2e", "bench/..."}, "HTTP stays in lb/rest and on the management port"},
 	{"testing", []string{"lb/lbtest"}, "tests stay out of the programs"},
 }
 
