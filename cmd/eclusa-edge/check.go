@@ -95,6 +95,7 @@ func (k *checker) check(c Config) {
 	if c.API.Listen == c.Management.Listen && c.API.Listen.Port() != 0 {
 		k.complain("management.listen", "%s: is the address of api.listen too; they must differ", c.Management.Listen)
 	}
+	k.management(c.Management)
 	k.oneOf("engine", c.Engine, "proxy")
 	k.oneOf("announce.mode", c.Announce.Mode, announceNone, announceInterface)
 	if c.Announce.Mode == announceInterface && c.Announce.Interface == "" {
@@ -110,6 +111,24 @@ func (k *checker) check(c Config) {
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.oneOf("log.format", c.Log.Format, "console", "json")
 	k.clusters(c.Clusters)
+}
+
+func (k *checker) management(m ManagementConfig) {
+	for _, f := range []struct{ key, path string }{
+		{"tokenFile", m.TokenFile}, {"certFile", m.CertFile}, {"keyFile", m.KeyFile}, {"clientCAFile", m.ClientCAFile},
+	} {
+		if f.path != "" {
+			k.path("management."+f.key, f.path)
+		}
+	}
+	switch {
+	case m.CertFile != "" && m.KeyFile == "":
+		k.complain("management.keyFile", "missing; certFile needs the key of the certificate")
+	case m.CertFile == "" && m.KeyFile != "":
+		k.complain("management.certFile", "missing; keyFile needs its certificate")
+	case m.CertFile == "" && m.ClientCAFile != "":
+		k.complain("management.clientCAFile", "%q: client certificates need HTTPS; set certFile and keyFile too, or remove it", m.ClientCAFile)
+	}
 }
 
 func (k *checker) proxy(p ProxyConfig) {

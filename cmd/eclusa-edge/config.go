@@ -46,7 +46,11 @@ type APIConfig struct {
 
 // ManagementConfig is the listener for operators and their monitoring.
 type ManagementConfig struct {
-	Listen netip.AddrPort `yaml:"listen"`
+	Listen       netip.AddrPort `yaml:"listen"`
+	TokenFile    string         `yaml:"tokenFile"`
+	CertFile     string         `yaml:"certFile"`
+	KeyFile      string         `yaml:"keyFile"`
+	ClientCAFile string         `yaml:"clientCAFile"`
 }
 
 // AnnounceConfig says how addresses come to the machine.

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/eclusa-lb/eclusa/edge"
+	"github.com/eclusa-lb/eclusa/edge/page"
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 	"github.com/eclusa-lb/eclusa/lb/rest"
@@ -37,6 +38,8 @@ func run(ctx context.Context, c Config) error {
 	}
 	defer log.Sync() //nolint:errcheck // standard error has nothing to sync
 	log = log.With(zap.String("edge", c.Name))
+	// What the parts log from here on is shown on the status page.
+	events := page.NewEvents()
 	log.Info("starting", zap.String("version", version), zap.String("engine", c.Engine), zap.Int("clusters", len(c.Clusters)))
 
 	// An upgrade may be asked for at any time, and must not end the program.
@@ -48,7 +51,7 @@ func run(ctx context.Context, c Config) error {
 	// 3. The parts: none of them does anything yet.
 	// If an edge runs with the same state directory, it waits for this one from here
 	// on.
-	parts, err := assemble(ctx, c, log)
+	parts, err := assemble(ctx, c, events, events.Watch(log))
 	if err != nil {
 		return err
 	}
@@ -80,7 +83,10 @@ func run(ctx context.Context, c Config) error {
 	g.Go(func() error { return parts.checker.Run(work) })
 	g.Go(func() error { return parts.edge.Run(ctx) })
 	g.Go(func() error { return serve(work, owned, parts.api, parts.apiListener, true) })
-	g.Go(func() error { return serve(work, owned, parts.management, parts.managementListener, false) })
+	g.Go(func() error { return parts.page.Run(work) })
+	g.Go(func() error {
+		return serve(work, owned, parts.management, parts.managementListener, parts.management.TLSConfig != nil)
+	})
 	g.Go(func() error {
 		defer stopWork()
 		return u.run(ctx, owned)
@@ -110,6 +116,7 @@ type parts struct {
 	edge                            *edge.Edge
 	engine                          lb.Engine
 	predecessor                     *predecessor // nil if there is none
+	page                            *page.Page
 	api, management                 *http.Server
 	apiListener, managementListener *gate
 }
@@ -125,10 +132,10 @@ func (p *parts) close() {
 	}
 }
 
-func assemble(ctx context.Context, c Config, log *zap.Logger) (*parts, error) {
+func assemble(ctx context.Context, c Config, events *page.Events, log *zap.Logger) (*parts, error) {
 	// What is wrong with the configuration is found before a running edge is asked
 	// to wait.
-	id, err := newIdentity(c.API, log)
+	id, err := newIdentity("api", c.API.CertFile, c.API.KeyFile, c.API.ClientCAFile, log)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +146,7 @@ func assemble(ctx context.Context, c Config, log *zap.Logger) (*parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := join(c, before, id, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
+	p, err := join(c, before, id, events, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
 	if err != nil {
 		before.fail(err)
 		return nil, err
@@ -147,7 +154,7 @@ func assemble(ctx context.Context, c Config, log *zap.Logger) (*parts, error) {
 	return p, nil
 }
 
-func join(c Config, before *predecessor, id *identity, log *zap.Logger) (*parts, error) {
+func join(c Config, before *predecessor, id *identity, events *page.Events, log *zap.Logger) (*parts, error) {
 	// Only now nobody else changes what it remembers.
 	announcer, err := newAnnouncer(c, log)
 	if err != nil {
@@ -157,16 +164,16 @@ func join(c Config, before *predecessor, id *identity, log *zap.Logger) (*parts,
 	if err := p.newEdge(c, announcer, log); err != nil {
 		return nil, err
 	}
+	if p.page, p.management, err = newManagement(c.Management, p.edge, events, log); err != nil {
+		p.close()
+		return nil, err
+	}
 	if err := p.listen(c); err != nil {
 		p.close()
 		return nil, err
 	}
 	p.api = rest.NewServer(rest.ServerOptions{Handler: newAPI(c, p.edge, log), TLS: id.config(), Log: log})
 	p.edge.Registry().MustRegister(id.expiry())
-	p.management = &http.Server{
-		Handler: p.edge.Management(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second,
-		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: zap.NewStdLog(log),
-	}
 	log.Info("listening", zap.Stringer("api", c.API.Listen), zap.Stringer("management", c.Management.Listen))
 	return p, nil
 }
