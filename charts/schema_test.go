@@ -117,7 +117,8 @@ func TestSchemaKnowsTheEdge(t *testing.T) {
 	if err := yaml.UnmarshalStrict([]byte(read(t, "../cmd/eclusa-edge/reference.yaml")), &reference); err != nil {
 		t.Fatal(err)
 	}
-	set := []string{".name", ".stateDir", ".api.listen", ".api.certFile", ".api.keyFile", ".api.clientCAFile", ".management", ".management.listen", ".drainTimeout"}
+	set := []string{".name", ".stateDir", ".api.listen", ".api.certFile", ".api.keyFile", ".api.clientCAFile", ".management", ".management.listen", ".management.tokenFile",
+		".management.certFile", ".management.keyFile", ".management.clientCAFile", ".drainTimeout"}
 	root := readSchema(t)
 	known := map[string]bool{}
 	root.Properties["edge"].Properties["config"].paths(root, "", known)
