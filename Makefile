@@ -7,7 +7,7 @@ GO      ?= go
 LAB     ?= eclusa
 LAB_DIR ?= /var/tmp/eclusa-lab-$(LAB)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X github.com/eclusa-lb/eclusa/version.number=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # Packages whose tests need nothing but this machine; the rest is the lab's.

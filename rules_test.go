@@ -32,6 +32,8 @@ var imports = []struct {
 	may      []string
 	why      string
 }{
+	{"version", nil, "every program has one, so it depends on nothing"},
+	{"release/...", []string{"release/..."}, "a release is made of programs, not of their packages"},
 	{"healthcheck", nil, "probing knows nothing of load balancers"},
 	{"lb", []string{"healthcheck"}, "the vocabulary depends on nobody"},
 	{"lb/...", []string{"lb", "healthcheck"}, "engines and the protocol do not know one another"},
@@ -44,7 +46,7 @@ var imports = []struct {
 	{"provider", []string{"lb", "healthcheck", "ipam", "api/..."}, "the provider is handed its edges and cannot tell a network from a fake"},
 	{"cmd/...", []string{"..."}, "mains join everything"},
 	{"charts/...", nil, "the chart is what users install; its tools read its files"},
-	{"lab/...", []string{"lab/..."}, "the lab installs eclusa the way a user does"},
+	{"lab/...", []string{"lab/...", "release"}, "the lab installs eclusa the way a user does"},
 	{"e2e", []string{"..."}, "tests may look at everything"},
 	{"bench/...", []string{"..."}, "benchmarks may drive everything"},
 }

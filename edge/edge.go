@@ -54,6 +54,8 @@ type Checker interface {
 // and Log are required.
 type Options struct {
 	Name, Version string
+	// Revision is the commit that the program was built from.
+	Revision string
 	// Clusters are those that may use the edge.
 	Clusters map[lb.Cluster]lb.Policy
 	// Engine carries the traffic. The edge shuts it down.
@@ -78,7 +80,12 @@ type Options struct {
 	// UpgradeDrainTimeout is how long they may go on after another process has
 	// taken over.
 	UpgradeDrainTimeout time.Duration
-	Log                 *zap.Logger
+	// Pulse, unless it is nil, is called by the loop that decides after each round
+	// of work, with whether a table is in force. While the loop is well, rounds are
+	// less than Patience apart. Pulse must return soon: traffic waits for nothing,
+	// but decisions do.
+	Pulse func(serving bool)
+	Log   *zap.Logger
 }
 
 const (
@@ -94,6 +101,10 @@ const (
 	firstWait = 600 * time.Millisecond
 	// applyTimeout bounds one round of engine and announcer.
 	applyTimeout = 30 * time.Second
+	// Patience is how long the loop that decides may be busy with one round while
+	// nothing is wrong: it wakes at every resync, and tables and addresses take
+	// their time. Whoever restarts an edge that hangs must wait that long.
+	Patience = resyncInterval + 2*applyTimeout
 	// statusHold is how long a starting edge keeps back its first status, so that
 	// clients do not take a restart for the loss of everything.
 	statusHold = 2 * time.Second
@@ -105,6 +116,7 @@ const (
 type Edge struct {
 	info             lb.Info
 	started          time.Time
+	revision         string
 	policies         map[lb.Cluster]lb.Policy
 	engine           lb.Engine
 	announcer        Announcer
@@ -121,6 +133,7 @@ type Edge struct {
 	over                chan struct{} // closed when the loop has ended
 
 	applyTimeout time.Duration
+	pulse        func(serving bool)
 	log          *zap.Logger
 
 	clusters   map[lb.Cluster]*cluster
@@ -147,11 +160,11 @@ func New(o Options) (*Edge, error) {
 			Name: o.Name, Version: o.Version, Engine: o.Engine.Name(),
 			Schema: lb.Schema, Capabilities: o.Engine.Capabilities(),
 		},
-		started: time.Now(), policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
+		started: time.Now(), revision: o.Revision, policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
 		reserved: o.Reserved, shareHostAddress: o.ShareHostAddress, ownAddresses: o.OwnAddresses,
 		drainTimeout: o.DrainTimeout, upgradeDrainTimeout: o.UpgradeDrainTimeout, predecessor: o.Predecessor,
 		pauses: make(chan *pauseRequest), released: make(chan struct{}), over: make(chan struct{}),
-		applyTimeout: applyTimeout, log: o.Log,
+		applyTimeout: applyTimeout, pulse: o.Pulse, log: o.Log,
 		clusters: make(map[lb.Cluster]*cluster, len(o.Clusters)),
 		kicks:    make(chan struct{}, 1),
 		begun:    make(chan struct{}),

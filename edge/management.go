@@ -38,10 +38,8 @@ func answer(w http.ResponseWriter, reasons []string) {
 
 // illness returns why the program should be restarted.
 func (e *Edge) illness() []string {
-	// The loop wakes at every resync and may be busy for as long as a table takes.
-	const most = resyncInterval + 2*applyTimeout
 	beat := e.stats.snapshot().lastBeat
-	if beat.IsZero() || time.Since(beat) < most {
+	if beat.IsZero() || time.Since(beat) < Patience {
 		return nil
 	}
 	return []string{fmt.Sprintf("the loop that decides has done nothing for %s", time.Since(beat).Round(time.Second))}

@@ -31,7 +31,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // The metrics. Each has a line in Describe.
 var (
-	descBuild = desc("build_info", "Always 1; the labels tell what runs.", "version", "engine", "go")
+	descBuild = desc("build_info", "Always 1; the labels tell what runs.", "version", "revision", "goversion", "engine")
 
 	descConfigRevision  = desc("config_revision", "Revision of the configuration that the edge holds.", "cluster")
 	descAppliedRevision = desc("applied_revision", "Newest revision that is applied to the data plane.", "cluster")
@@ -93,7 +93,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect sends the metrics.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s := sink{ch: ch, most: c.e.maxSeries}
-	s.gauge(descBuild, 1, c.e.info.Version, c.e.info.Engine, runtime.Version())
+	s.gauge(descBuild, 1, c.e.info.Version, c.e.revision, runtime.Version(), c.e.info.Engine)
 	c.collectLoop(&s)
 	c.collectProbes(&s)
 	for name, cluster := range c.e.clusters {

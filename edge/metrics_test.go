@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -70,7 +71,9 @@ eclusa_edge_state_saved{cluster="prod"} 1
 `
 		pedantic := prometheus.NewPedanticRegistry()
 		b.edge.register(pedantic)
-		err := testutil.GatherAndCompare(pedantic, strings.NewReader(want),
+		want += "# HELP eclusa_edge_build_info Always 1; the labels tell what runs.\n# TYPE eclusa_edge_build_info gauge\n" +
+			fmt.Sprintf("eclusa_edge_build_info{engine=\"fake\",goversion=%q,revision=\"0123abc\",version=\"v1.2.3\"} 1\n", runtime.Version())
+		err := testutil.GatherAndCompare(pedantic, strings.NewReader(want), "eclusa_edge_build_info",
 			"eclusa_edge_check_up", "eclusa_edge_check_state", "eclusa_edge_connections_total", "eclusa_edge_connections_refused_total",
 			"eclusa_edge_member_bytes_total", "eclusa_edge_load_balancers", "eclusa_edge_config_revision", "eclusa_edge_state_saved")
 		if err != nil {

@@ -70,7 +70,7 @@ func (b *rig) open() {
 		}
 	}
 	b.options = Options{
-		Name: "edge-1", Version: "v1.2.3", StateDir: b.dir, Log: b.log,
+		Name: "edge-1", Version: "v1.2.3", Revision: "0123abc", StateDir: b.dir, Log: b.log,
 		Clusters:  map[lb.Cluster]lb.Policy{"prod": policy("192.0.0.0/16"), "dev": policy("198.51.0.0/16")},
 		Engine:    b.engine,
 		Announcer: b.announcer,

@@ -112,6 +112,9 @@ func (l *loop) turn(ctx context.Context, force bool) {
 	l.work(ctx, force)
 	l.stats.beat()
 	l.first.Do(func() { close(l.begun) })
+	if l.pulse != nil {
+		l.pulse(l.ready.Load())
+	}
 	took := time.Since(start)
 	if took < shortRound {
 		return

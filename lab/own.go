@@ -43,7 +43,7 @@ func buildOwn(ctx context.Context, n *narrator, o Options, dir string) error {
 		return err
 	}
 	defer unlock()
-	flags := []string{"build", "-v", "-ldflags", "-s -w -X main.version=lab", "-o", kept + "/"}
+	flags := []string{"build", "-v", "-ldflags", "-s -w -X " + modulePath + "/version.number=lab", "-o", kept + "/"}
 	if err := runCompiler(n, static(goCommand(ctx, src, append(flags, own...)...)), "the lab's own programs"); err != nil {
 		return fmt.Errorf("build the lab's own programs: %w", err)
 	}

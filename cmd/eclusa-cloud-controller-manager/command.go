@@ -17,6 +17,7 @@ import (
 	"k8s.io/component-base/term"
 
 	"github.com/eclusa-lb/eclusa/provider"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 const programName = "eclusa-cloud-controller-manager"
@@ -53,7 +54,7 @@ may run beside the one of a cloud.
 It exits with 1 if something that it needs failed, with 2 if flags or the
 configuration file are wrong, with 3 if it lost its Lease to another, and with 0
 after SIGTERM or SIGINT.`,
-		Version:       version,
+		Version:       version.String(),
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,

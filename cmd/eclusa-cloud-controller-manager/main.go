@@ -9,9 +9,6 @@ import (
 	"os"
 )
 
-// version is set by the linker.
-var version = "unknown"
-
 // What the program exits with. Kubernetes starts it again in any case; the codes
 // tell people and tests apart what happened.
 const (

@@ -61,7 +61,7 @@ func TestProgramExplainsItself(t *testing.T) {
 		t.Errorf("--help exits with %d, want 0", code)
 	}
 	out, _, code = runProgram(t, "--version")
-	if out != "eclusa-cloud-controller-manager unknown\n" || code != 0 {
+	if !strings.HasPrefix(out, "eclusa-cloud-controller-manager unknown (revision unknown, go1.") || code != 0 {
 		t.Errorf("--version prints %q and exits with %d, want the name and version, and 0", out, code)
 	}
 }

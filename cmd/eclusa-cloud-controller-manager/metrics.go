@@ -3,10 +3,12 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/component-base/metrics/legacyregistry"
+
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 var (
-	buildInfoDesc = prometheus.NewDesc("eclusa_ccm_build_info", "Version of the program; always 1.", []string{"version"}, nil)
+	buildInfoDesc = prometheus.NewDesc("eclusa_ccm_build_info", "Always 1; the labels tell what runs.", []string{"version", "revision", "goversion"}, nil)
 	leadingDesc   = prometheus.NewDesc("eclusa_ccm_leading", "1 while this process leads.", nil, nil)
 	expiryDesc    = prometheus.NewDesc("eclusa_ccm_client_certificate_expiry_seconds", "When the certificate ends by which edges know us, in seconds since 1970.", nil, nil)
 )
@@ -40,7 +42,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if c.leader.leading.Load() {
 		leads = 1
 	}
-	gauge(buildInfoDesc, 1, version)
+	gauge(buildInfoDesc, 1, version.Number(), version.Revision(), version.Go())
 	gauge(leadingDesc, leads)
 	gauge(expiryDesc, float64(c.leader.creds.expires().Unix()))
 }

@@ -15,6 +15,7 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // metrics of the API client
 
 	"github.com/eclusa-lb/eclusa/provider"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // farewell is how long what we lead may take to end when the program is stopped.
@@ -37,7 +38,8 @@ func run(ctx context.Context, c *appconfig.CompletedConfig, config Config, creds
 	if err != nil {
 		return err
 	}
-	log.Info("starting", zap.String("version", version), zap.String("cluster", string(creds.cluster)), zap.String("identity", identity))
+	log.Info("starting", zap.String("version", version.Number()), zap.String("revision", version.Revision()),
+		zap.String("go", version.Go()), zap.String("cluster", string(creds.cluster)), zap.String("identity", identity))
 
 	// Health and metrics answer before we lead, so that those who stand by are
 	// seen to be well.

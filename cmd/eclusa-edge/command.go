@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 func newCommand() *cobra.Command {
@@ -19,22 +21,28 @@ Services and forwards it to healthy nodes of their clusters.
 Send SIGTERM or SIGINT to stop it: it takes no new connections and lets the open
 ones end (drainTimeout). A second signal ends it at once.
 
-Send SIGUSR2, or use "eclusa-edge upgrade", to replace the running process by a
-new one of the same executable file and configuration file, both of which may
-have changed: it takes over all sockets, and the process of before ends when its
-last connections have (upgradeDrainTimeout). Starting a second eclusa-edge with
-the same name and stateDir does the same.`,
-		Version:       version,
+Send SIGUSR2 or SIGHUP, or use "eclusa-edge upgrade", to replace the running
+process by a new one of the same executable file and configuration file, both of
+which may have changed: it takes over all sockets, and the process of before ends
+when its last connections have (upgradeDrainTimeout). Starting a second
+eclusa-edge with the same name and stateDir does the same.
+
+Started by systemd with Type=notify it says when it serves, and with WatchdogSec
+that it does not hang.
+
+It exits with 1 if something that it needs failed, with 2 if flags or the
+configuration file are wrong, and with 0 after SIGTERM or SIGINT.`,
+		Version:       version.String(),
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if path == "" {
-				return errors.New("--config is missing; `eclusa-edge config reference` prints a file to start from")
+				return &usageError{errors.New("--config is missing; `eclusa-edge config reference` prints a file to start from")}
 			}
 			config, err := readConfig(path)
 			if err != nil {
-				return err
+				return &usageError{err}
 			}
 			if checkOnly {
 				_, err := fmt.Fprintf(c.OutOrStdout(), "%s: nothing to complain about\n", path)
@@ -43,6 +51,9 @@ the same name and stateDir does the same.`,
 			return run(c.Context(), config)
 		},
 	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return &usageError{fmt.Errorf("%w; --help shows all flags", err)}
+	})
 	root.SetVersionTemplate("eclusa-edge {{.Version}}\n")
 	root.Flags().StringVar(&path, "config", "", "the configuration file (required)")
 	root.Flags().BoolVar(&checkOnly, "check-config", false, "say what is wrong with the configuration and exit")
@@ -70,7 +81,7 @@ func newVersionCommand() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(c.OutOrStdout(), "eclusa-edge", version)
+			_, err := fmt.Fprintln(c.OutOrStdout(), "eclusa-edge", version.String())
 			return err
 		},
 	}

@@ -4,16 +4,31 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 )
 
-// version is set by the linker.
-var version = "unknown"
+// What the program exits with. systemd starts it again after the first, and not
+// after the second, which only a person can put right.
+const (
+	exitFailed = 1 // something that was needed failed
+	exitUsage  = 2 // flags or the configuration file are wrong
+)
 
 func main() {
-	if err := newCommand().Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "eclusa-edge:", err)
-		os.Exit(1)
+	err := newCommand().Execute()
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "eclusa-edge:", err)
+	if _, usage := errors.AsType[*usageError](err); usage {
+		os.Exit(exitUsage)
+	}
+	os.Exit(exitFailed)
 }
+
+// usageError is an error of whoever started the program.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }

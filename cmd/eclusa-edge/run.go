@@ -21,6 +21,7 @@ import (
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 	"github.com/eclusa-lb/eclusa/lb/rest"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // serverTimeout is how long the listeners for people and controllers may take to
@@ -40,10 +41,16 @@ func run(ctx context.Context, c Config) error {
 	log = log.With(zap.String("edge", c.Name))
 	// What the parts log from here on is shown on the status page.
 	events := page.NewEvents()
-	log.Info("starting", zap.String("version", version), zap.String("engine", c.Engine), zap.Int("clusters", len(c.Clusters)))
+	log.Info("starting", zap.String("version", version.Number()), zap.String("revision", version.Revision()),
+		zap.String("go", version.Go()), zap.String("engine", c.Engine), zap.Int("clusters", len(c.Clusters)))
+
+	systemd, err := newSupervisor(os.Getenv, log)
+	if err != nil {
+		return err
+	}
 
 	// An upgrade may be asked for at any time, and must not end the program.
-	u := newUpgrades(c, log)
+	u := newUpgrades(c, systemd, log)
 
 	// 2. The engine takes its share of the file limit when it is made.
 	raiseFileLimit(log)
@@ -51,7 +58,7 @@ func run(ctx context.Context, c Config) error {
 	// 3. The parts: none of them does anything yet.
 	// If an edge runs with the same state directory, it waits for this one from here
 	// on.
-	parts, err := assemble(ctx, c, events, events.Watch(log))
+	parts, err := assemble(ctx, c, systemd, events, events.Watch(log))
 	if err != nil {
 		return err
 	}
@@ -64,6 +71,7 @@ func run(ctx context.Context, c Config) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)()
+	defer context.AfterFunc(ctx, func() { systemd.stopping(c.DrainTimeout.D()) })()
 
 	// 5. Run until somebody fails or ctx ends. The edge serves from its own state
 	// at once; the API comes beside it, not before it, and what another process has
@@ -132,7 +140,7 @@ func (p *parts) close() {
 	}
 }
 
-func assemble(ctx context.Context, c Config, events *page.Events, log *zap.Logger) (*parts, error) {
+func assemble(ctx context.Context, c Config, systemd *supervisor, events *page.Events, log *zap.Logger) (*parts, error) {
 	// What is wrong with the configuration is found before a running edge is asked
 	// to wait.
 	id, err := newIdentity("api", c.API.CertFile, c.API.KeyFile, c.API.ClientCAFile, log)
@@ -146,7 +154,7 @@ func assemble(ctx context.Context, c Config, events *page.Events, log *zap.Logge
 	if err != nil {
 		return nil, err
 	}
-	p, err := join(c, before, id, events, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
+	p, err := join(c, before, id, systemd, events, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
 	if err != nil {
 		before.fail(err)
 		return nil, err
@@ -154,14 +162,14 @@ func assemble(ctx context.Context, c Config, events *page.Events, log *zap.Logge
 	return p, nil
 }
 
-func join(c Config, before *predecessor, id *identity, events *page.Events, log *zap.Logger) (*parts, error) {
+func join(c Config, before *predecessor, id *identity, systemd *supervisor, events *page.Events, log *zap.Logger) (*parts, error) {
 	// Only now nobody else changes what it remembers.
 	announcer, err := newAnnouncer(c, log)
 	if err != nil {
 		return nil, err
 	}
 	p := &parts{predecessor: before, checker: healthcheck.New(healthcheck.Options{Budget: c.Health.ProbesPerSecond})}
-	if err := p.newEdge(c, announcer, log); err != nil {
+	if err := p.newEdge(c, announcer, systemd, log); err != nil {
 		return nil, err
 	}
 	if p.page, p.management, err = newManagement(c.Management, p.edge, events, log); err != nil {
@@ -190,7 +198,7 @@ func (p *parts) listen(c Config) error {
 	return nil
 }
 
-func (p *parts) newEdge(c Config, announcer edge.Announcer, log *zap.Logger) error {
+func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor, log *zap.Logger) error {
 	before, err := p.predecessor.forEdge()
 	if err != nil {
 		return err
@@ -206,9 +214,9 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, log *zap.Logger) err
 		policies[lb.Cluster(cluster.Name)] = cluster.policy()
 	}
 	e, err = edge.New(edge.Options{
-		Name: c.Name, Version: version, Clusters: policies, Engine: p.engine, Announcer: announcer, Checker: p.checker, Predecessor: before,
+		Name: c.Name, Version: version.Number(), Revision: version.Revision(), Clusters: policies, Engine: p.engine, Announcer: announcer, Checker: p.checker, Predecessor: before,
 		StateDir: c.StateDir, Reserved: reserved(c), ShareHostAddress: c.ShareHostAddress,
-		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(), Log: log,
+		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(), Pulse: systemd.pulse, Log: log,
 	})
 	p.edge = e
 	return err

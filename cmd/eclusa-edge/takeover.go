@@ -14,6 +14,7 @@ import (
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/handover"
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // lockFile is the name of the state directory's lock among the descriptors of an
@@ -49,7 +50,7 @@ func findPredecessor(ctx context.Context, c Config, log *zap.Logger) (*predecess
 		return nil, fmt.Errorf("%w (it cannot be asked for its place: %w)", locked, err)
 	}
 	log.Info("an edge runs with this state directory; asking it for its place", zap.Int("pid", conn.PID()))
-	t, err := conn.Take(handover.Hello{Edge: c.Name, Version: version, Engine: c.Engine})
+	t, err := conn.Take(handover.Hello{Edge: c.Name, Version: version.Number(), Engine: c.Engine})
 	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("%w: %w", locked, err)

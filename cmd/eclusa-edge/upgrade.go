@@ -18,6 +18,7 @@ import (
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/handover"
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // upgradeTimeout bounds an upgrade from the start of the new process.
@@ -30,6 +31,7 @@ type upgrades struct {
 	edge    *edge.Edge
 	engine  lb.Engine
 	gates   map[string]*gate // by the names that they have in an estate
+	systemd *supervisor
 	log     *zap.Logger
 	program string // the executable file, which an upgrade has replaced
 	signals chan os.Signal
@@ -44,17 +46,17 @@ type upgrades struct {
 	listener *handover.Listener
 }
 
-// newUpgrades returns what waits for upgrades. From then on the signal does not
-// end the program any more.
-func newUpgrades(c Config, log *zap.Logger) *upgrades {
-	u := &upgrades{config: c, log: log, released: make(chan struct{}), signals: make(chan os.Signal, 1)}
+// newUpgrades returns what waits for upgrades. From then on the signals that ask
+// for one do not end the program any more.
+func newUpgrades(c Config, systemd *supervisor, log *zap.Logger) *upgrades {
+	u := &upgrades{config: c, systemd: systemd, log: log, released: make(chan struct{}), signals: make(chan os.Signal, 1)}
 	var err error
 	// Looked up now: the file that runs may be gone later, and another one in its
 	// place.
 	if u.program, err = os.Executable(); err != nil {
 		log.Warn("the program does not know its own file; upgrades have to start the new one themselves", zap.Error(err))
 	}
-	signal.Notify(u.signals, syscall.SIGUSR2)
+	signal.Notify(u.signals, syscall.SIGUSR2, syscall.SIGHUP)
 	return u
 }
 
@@ -83,7 +85,7 @@ func (u *upgrades) take() *handover.Listener {
 // process has taken over.
 func (u *upgrades) run(ctx context.Context, owned <-chan struct{}) error {
 	// Whoever asks too late must not end the connections that are left.
-	defer signal.Ignore(syscall.SIGUSR2)
+	defer signal.Ignore(syscall.SIGUSR2, syscall.SIGHUP)
 	select {
 	case <-owned:
 	case <-ctx.Done():
@@ -278,7 +280,7 @@ func (g *giver) Pause(ctx context.Context) (handover.Estate, []int, error) {
 		return handover.Estate{}, nil, err
 	}
 	g.paused = paused
-	e := handover.Estate{Version: version, Health: paused.Health, Digests: make(map[string]string), Epochs: make(map[string]string)}
+	e := handover.Estate{Version: version.Number(), Health: paused.Health, Digests: make(map[string]string), Epochs: make(map[string]string)}
 	for name, d := range paused.Digests {
 		e.Digests[string(name)] = string(d)
 	}
@@ -318,10 +320,10 @@ func (g *giver) Resume() {
 	g.paused.Resume()
 }
 
-// Release leaves everything to the other process. The service manager has to
-// learn here that the process pid is the main one from now on (MAINPID= and, by
-// that process, READY=1), before this one may end.
+// Release leaves everything to the other process, of which systemd has to learn
+// before this one may end.
 func (g *giver) Release(pid int) {
+	g.systemd.succeed(pid)
 	g.log.Info("another process serves in place of this one", zap.Duration("handOver", time.Since(g.start).Round(time.Microsecond)),
 		zap.Duration("withoutTraffic", time.Since(g.handedOver).Round(time.Microsecond)), zap.Int("sockets", g.files), zap.Int("parcels", g.parcels))
 	if err := g.paused.Release(); err != nil {

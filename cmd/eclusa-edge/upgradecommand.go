@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/eclusa-lb/eclusa/handover"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 func newUpgradeCommand() *cobra.Command {
@@ -54,7 +55,7 @@ func askUpgrade(ctx context.Context, c Config) (handover.Outcome, error) {
 		return handover.Outcome{}, fmt.Errorf("state directory %q: %w", c.StateDir, err)
 	}
 	defer conn.Close() //nolint:errcheck // the answer is what counts
-	o, err := conn.AskUpgrade(ctx, handover.Hello{Edge: c.Name, Version: version})
+	o, err := conn.AskUpgrade(ctx, handover.Hello{Edge: c.Name, Version: version.Number()})
 	if err == nil && o.Error != "" {
 		err = errors.New(o.Error)
 	}
