@@ -11,10 +11,10 @@ import (
 	"sync"
 )
 
-// number is set by the linker:
+// Both are set by the linker:
 //
 //	go build -ldflags "-X github.com/eclusa-lb/eclusa/version.number=v1.2.3"
-var number string
+var number, revision string
 
 // unknown stands for what was not noted down.
 const unknown = "unknown"
@@ -24,28 +24,29 @@ type info struct{ number, revision string }
 
 var read = sync.OnceValue(func() info {
 	build, _ := debug.ReadBuildInfo()
-	return from(number, build)
+	return from(info{number, revision}, build)
 })
 
 // from joins what the linker was told with what the Go tool knows, which may be
 // nil.
-func from(number string, build *debug.BuildInfo) info {
-	i := info{number: number}
+func from(i info, build *debug.BuildInfo) info {
 	if build != nil {
 		if build.Main.Version != "(devel)" {
 			i.number = cmp.Or(i.number, build.Main.Version)
 		}
-		modified := false
+		commit, modified := "", ""
 		for _, s := range build.Settings {
 			switch s.Key {
 			case "vcs.revision":
-				i.revision = s.Value
+				commit = s.Value
 			case "vcs.modified":
-				modified = s.Value == "true"
+				if s.Value == "true" {
+					modified = "-dirty"
+				}
 			}
 		}
-		if i.revision != "" && modified {
-			i.revision += "-dirty"
+		if commit != "" {
+			i.revision = cmp.Or(i.revision, commit+modified)
 		}
 	}
 	return info{cmp.Or(i.number, unknown), cmp.Or(i.revision, unknown)}

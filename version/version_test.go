@@ -14,20 +14,20 @@ func TestFrom(t *testing.T) {
 		return &debug.BuildInfo{Main: debug.Module{Version: version}, Settings: settings}
 	}
 	for _, c := range []struct {
-		name   string
-		number string
-		build  *debug.BuildInfo
-		want   info
+		name  string
+		told  info
+		build *debug.BuildInfo
+		want  info
 	}{
-		{"a release", "v1.2.3", main("v1.2.3", settings("abc", "false")...), info{"v1.2.3", "abc"}},
-		{"the linker knows better", "v1.2.3-4-gabc", main("v1.2.4-0.20260102-abc"), info{"v1.2.3-4-gabc", "unknown"}},
-		{"go install", "", main("v1.2.3"), info{"v1.2.3", "unknown"}},
-		{"go build in a changed checkout", "", main("v0.0.0-20260102-abc+dirty", settings("abc", "true")...), info{"v0.0.0-20260102-abc+dirty", "abc-dirty"}},
-		{"go test", "", main("(devel)"), info{"unknown", "unknown"}},
-		{"no build information", "", nil, info{"unknown", "unknown"}},
-		{"no build information, with a number", "v1", nil, info{"v1", "unknown"}},
+		{"a release", info{"v1.2.3", ""}, main("v1.2.3", settings("abc", "false")...), info{"v1.2.3", "abc"}},
+		{"the linker knows better", info{"v1.2.3-4-gabc", "def"}, main("v1.2.4-0.20260102-abc", settings("abc", "true")...), info{"v1.2.3-4-gabc", "def"}},
+		{"go install", info{}, main("v1.2.3"), info{"v1.2.3", "unknown"}},
+		{"go build in a changed checkout", info{}, main("v0.0.0-20260102-abc+dirty", settings("abc", "true")...), info{"v0.0.0-20260102-abc+dirty", "abc-dirty"}},
+		{"go test", info{}, main("(devel)"), info{"unknown", "unknown"}},
+		{"no build information", info{}, nil, info{"unknown", "unknown"}},
+		{"no build information, with a number", info{"v1", ""}, nil, info{"v1", "unknown"}},
 	} {
-		if got := from(c.number, c.build); got != c.want {
+		if got := from(c.told, c.build); got != c.want {
 			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
 		}
 	}
