@@ -6,9 +6,12 @@ SHELL := /bin/bash
 GO      ?= go
 LAB     ?= eclusa
 LAB_DIR ?= /var/tmp/eclusa-lab-$(LAB)
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/eclusa-lb/eclusa/version.number=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# What tests look at things with, as command:package. The lab installs its own.
+TOOLS := chromium:chromium rpm:rpm systemd-analyze:systemd /lib/systemd/systemd:systemd ip:iproute2 setpriv:util-linux
 
 # Packages whose tests need nothing but this machine; the rest is the lab's.
 UNIT = $(shell $(GO) list ./... | grep -v -e /e2e -e /lab)
@@ -42,6 +45,14 @@ chart: ## package the Helm chart into dist/, with the version from git
 	  "$$helm" lint --strict charts/eclusa && \
 	  "$$helm" package charts/eclusa --destination dist --version '$(CHART_VERSION)' --app-version '$(VERSION)'
 
+.PHONY: image
+image: ## images of the programs for amd64 and arm64 into bin/images/, without Docker
+	$(GO) run ./release/cmd/release image
+
+.PHONY: package
+package: ## Debian and RPM packages of the edge for amd64 and arm64 into bin/packages/
+	$(GO) run ./release/cmd/release package
+
 .PHONY: test
 test: lint-fast test-unit test-lab ## every test: formatting and vet, all packages with the race detector, the lab and end to end (needs root)
 
@@ -49,11 +60,12 @@ test: lint-fast test-unit test-lab ## every test: formatting and vet, all packag
 test-unit: ## the tests of all packages with the race detector; those that need root say so and are skipped without it
 	$(GO) test -race -timeout 15m $(UNIT)
 
-.PHONY: browser
-browser: ## install Debian's Chromium, with which the status page is tested, unless there is one (needs root)
-	@command -v chromium chromium-browser google-chrome >/dev/null && exit 0; \
-	install() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends chromium; }; \
-	install || { apt-get -o DPkg::Lock::Timeout=300 update -q && install; }
+.PHONY: tools
+tools: ## install the Debian packages that tests look at things with and that are missing (needs root)
+	@missing=; for tool in $(TOOLS); do command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	[ -z "$$missing" ] || { echo "installing$$missing"; \
+	  apt-get -o DPkg::Lock::Timeout=300 update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends $$missing; }
 
 .PHONY: test-lab
 test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to end (needs root)

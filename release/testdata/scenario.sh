@@ -1,0 +1,50 @@
+# An edge's life as a service.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+set -e
+dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.3-1_*.deb
+cd /etc/eclusa
+echo "enabled at first: $(systemctl is-enabled eclusa-edge || true), $(systemctl is-active eclusa-edge || true)"
+sed -i -e 's/^name:/name: edge-1/' -e 's/^  listen:/  listen: 127.0.0.2:443/' \
+	-e 's/^clusters:/clusters: [{name: prod, addressRanges: [192.0.2.128\/25], nodeRanges: [198.51.100.0\/24]}]/' edge.yaml
+eclusa-edge pki init --dir pki
+eclusa-edge pki edge --dir pki --name edge-1 --host 127.0.0.2
+cp pki/ca.crt ca.crt
+cp pki/edge-1.crt edge.crt
+install -o eclusa-edge -m 0400 pki/edge-1.key edge.key
+
+systemctl enable --now eclusa-edge
+journalctl --no-pager -u eclusa-edge
+echo "started: $(systemctl show -P SubState eclusa-edge), $(systemctl show -P StatusText eclusa-edge)"
+first=$(systemctl show -P MainPID eclusa-edge)
+echo "runs with $(grep -e ^CapEff -e ^CapBnd -e ^NoNewPrivs -e ^Seccomp: "/proc/$first/status" | tr -s '\t\n' ' ')as $(stat -c %U /proc/$first)"
+echo "state: $(stat -c '%U %a' /var/lib/eclusa-edge)"
+
+dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.4-1_*.deb
+echo "upgraded: $(systemctl show -P SubState eclusa-edge), the same process: $([ "$(systemctl show -P MainPID eclusa-edge)" = "$first" ] && echo yes)"
+
+cp edge.yaml good.yaml
+sed -i 's/^name: edge-1/name: UPPER/' edge.yaml
+echo "reload of a wrong configuration: $(systemctl reload eclusa-edge 2>/dev/null && echo taken || echo refused), $(systemctl show -P SubState eclusa-edge)"
+
+kill -KILL "$first"
+for i in $(seq 100); do
+	[ "$(systemctl show -P ExecMainStatus eclusa-edge)" = 2 ] && break
+	sleep 0.1
+done
+echo "killed, with a wrong configuration: $(systemctl show -P ActiveState eclusa-edge), status $(systemctl show -P ExecMainStatus eclusa-edge), $(systemctl show -P NRestarts eclusa-edge) restart"
+
+cp good.yaml edge.yaml
+systemctl start eclusa-edge
+kill -KILL "$(systemctl show -P MainPID eclusa-edge)"
+for i in $(seq 100); do
+	[ "$(systemctl show -P NRestarts eclusa-edge)" = 1 ] && [ "$(systemctl is-active eclusa-edge)" = active ] && break
+	sleep 0.1
+done
+echo "killed: $(systemctl is-active eclusa-edge), $(systemctl show -P NRestarts eclusa-edge) restart"
+
+systemctl stop eclusa-edge
+echo "stopped: $(systemctl show -P Result eclusa-edge), status $(systemctl show -P ExecMainStatus eclusa-edge)"
+systemctl start eclusa-edge
+dpkg --force-unsafe-io -r eclusa-edge
+echo "removed: $(systemctl is-active eclusa-edge || true)"
+echo "the end"
