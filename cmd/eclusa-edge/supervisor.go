@@ -125,7 +125,7 @@ func (s *supervisor) send(message string) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer conn.Close() //nolint:errcheck // a datagram is sent or not, whatever closing says
 	if err := conn.SetWriteDeadline(time.Now().Add(notifyTimeout)); err != nil {
 		return err
 	}

@@ -96,7 +96,7 @@ func (o *options) build(ctx context.Context, w io.Writer, s release.Source, prog
 			return nil, err
 		}
 		for i, f := range files {
-			builds = append(builds, build{programs[i], p, f})
+			builds = append(builds, build{programs[i], p, f}) //nolint:gosec // Build returns a file for each program
 		}
 	}
 	return builds, nil
