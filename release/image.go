@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"debug/elf"
 	"fmt"
 	"io"
 	"os"
@@ -67,6 +68,9 @@ func (i Image) Make() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	if needs := interpreter(data); needs != "" {
+		return nil, fmt.Errorf("program %q: is not static, and its %s is not in the image; build it with CGO_ENABLED=0", i.Program, needs)
+	}
 	name := filepath.Base(i.Program)
 	program, err := i.layer([]file{{name: name, mode: 0o755, data: data}})
 	if err != nil {
@@ -95,6 +99,24 @@ func (i Image) Make() (v1.Image, error) {
 		Labels:     i.Labels,
 	}
 	return mutate.ConfigFile(img, config)
+}
+
+// interpreter returns the loader that an executable needs, "" if none.
+func interpreter(program []byte) string {
+	f, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return ""
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			name, err := io.ReadAll(p.Open())
+			if err != nil {
+				return "loader"
+			}
+			return strings.TrimRight(string(name), "\x00")
+		}
+	}
+	return ""
 }
 
 // A file is one in a layer; a folder if its name ends with a slash.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -275,6 +276,19 @@ func TestWriteImage(t *testing.T) {
 	}
 	if err := WriteImage(archive, ref, Image{Program: filepath.Join(dir, "none")}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a program: got %v; want it named", err)
+	}
+}
+
+// A program that needs libraries would end as "no such file or directory", which
+// tells nobody why.
+func TestImageRefusesWhatIsNotStatic(t *testing.T) {
+	_, static := edgeProgram(t)
+	if _, err := (Image{Program: static, Platform: Platform{"linux", runtime.GOARCH}, Fast: true}).Make(); err != nil {
+		t.Error(err)
+	}
+	_, err := Image{Program: "/bin/sh", Platform: Platform{"linux", runtime.GOARCH}}.Make()
+	if err == nil || !strings.Contains(err.Error(), `program "/bin/sh": is not static`) || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+		t.Errorf("with libraries: got %v; want it refused by name", err)
 	}
 }
 

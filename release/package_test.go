@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // packages are made once for all tests: the Debian package of two versions, and
@@ -152,19 +153,24 @@ func TestRPMPackage(t *testing.T) {
 	}
 }
 
-// TestPackageIsReproducible makes a package a second time.
+// TestPackageIsReproducible makes packages twice, of a program that looks to be of
+// different ages.
 func TestPackageIsReproducible(t *testing.T) {
-	made := packaged(t)
-	program, err := compiled()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, packager := range map[int]string{0: "deb", 2: "rpm"} {
-		again, err := Package(t.Context(), source(), packager, Platform{"linux", runtime.GOARCH}, program, t.TempDir())
-		if err != nil {
-			t.Fatal(err)
+	for _, packager := range Packagers {
+		var made [2][]byte
+		for i := range made {
+			program := filepath.Join(t.TempDir(), Edge.Name)
+			write(t, program, "a program")
+			if err := os.Chtimes(program, time.Time{}, time.Now().AddDate(0, 0, i)); err != nil {
+				t.Fatal(err)
+			}
+			file, err := Package(t.Context(), source(), packager, Platform{"linux", "arm64"}, program, t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			made[i] = read(t, file)
 		}
-		if !bytes.Equal(read(t, made[i]), read(t, again)) {
+		if !bytes.Equal(made[0], made[1]) {
 			t.Errorf("%s: made twice, it differs", packager)
 		}
 	}
