@@ -163,7 +163,7 @@ func (m *machine) upgrade() {
 	t := m.t
 	m.run(`echo "# edited" >>/etc/eclusa/edge.yaml; echo runs >/var/log/edge`)
 	m.asked()
-	m.says("upgrading", m.run("dpkg --force-unsafe-io -i "+m.file(1)), "asked to reload")
+	m.says("upgrading", m.run("dpkg --force-unsafe-io -i "+m.file(1)), "has taken over")
 	if got, want := m.asked(), "daemon-reload\nis-active --quiet eclusa-edge.service\nreload eclusa-edge.service\n"; got != want {
 		t.Errorf("upgrading asked systemctl for\n%s\nwant\n%s", got, want)
 	}

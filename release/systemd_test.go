@@ -32,7 +32,8 @@ func TestUnderSystemd(t *testing.T) {
 		"started: running, Serving",
 		"runs with CapEff: 0000000000003400 CapBnd: 0000000000003400 NoNewPrivs: 1 Seccomp: 2 as eclusa-edge", // bits 10, 12 and 13
 		"state: eclusa-edge 700",
-		"upgraded: running, the same process: yes",
+		"upgraded: running, another process: yes, 0 restarts",
+		"the process of before: gone, running",
 		"reload of a wrong configuration: refused, running",
 		"killed, with a wrong configuration: failed, status 2, 1 restart",
 		"killed: active, 1 restart",

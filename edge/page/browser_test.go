@@ -40,7 +40,7 @@ func newBrowser(t *testing.T) *browser {
 		}
 	}
 	if path == "" {
-		const missing = "no Chromium on this machine: install Debian's package chromium, or run `make browser` as root"
+		const missing = "no Chromium on this machine: install Debian's package chromium, or run `make tools` as root"
 		if os.Getenv("CI") == "true" {
 			t.Fatal(missing)
 		}

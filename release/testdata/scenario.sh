@@ -20,13 +20,19 @@ echo "runs with $(grep -e ^CapEff -e ^CapBnd -e ^NoNewPrivs -e ^Seccomp: "/proc/
 echo "state: $(stat -c '%U %a' /var/lib/eclusa-edge)"
 
 dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.4-1_*.deb
-echo "upgraded: $(systemctl show -P SubState eclusa-edge), the same process: $([ "$(systemctl show -P MainPID eclusa-edge)" = "$first" ] && echo yes)"
+second=$(systemctl show -P MainPID eclusa-edge)
+echo "upgraded: $(systemctl show -P SubState eclusa-edge), another process: $([ "$second" != "$first" ] && echo yes), $(systemctl show -P NRestarts eclusa-edge) restarts"
+for i in $(seq 100); do
+	[ -d "/proc/$first" ] || break
+	sleep 0.1
+done
+echo "the process of before: $([ -d "/proc/$first" ] && echo there || echo gone), $(systemctl show -P SubState eclusa-edge)"
 
 cp edge.yaml good.yaml
 sed -i 's/^name: edge-1/name: UPPER/' edge.yaml
 echo "reload of a wrong configuration: $(systemctl reload eclusa-edge 2>/dev/null && echo taken || echo refused), $(systemctl show -P SubState eclusa-edge)"
 
-kill -KILL "$first"
+kill -KILL "$second"
 for i in $(seq 100); do
 	[ "$(systemctl show -P ExecMainStatus eclusa-edge)" = 2 ] && break
 	sleep 0.1

@@ -2,8 +2,8 @@
 # After the files are in place. dpkg calls it as "configure [OLD-VERSION]", RPM
 # with the number of versions installed now.
 #
-# An upgrade never stops the running edge: it is asked to reload, and traffic
-# flows on whatever comes of that. A first installation starts nothing, since
+# An upgrade never stops the running edge: a reload has a process of the new version
+# take over from it, and traffic flows on whatever comes of that. A first installation starts nothing, since
 # nobody has told the edge yet what it is to do.
 set -e
 
@@ -25,7 +25,7 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload || true
 	if [ -n "$upgrade" ] && systemctl is-active --quiet eclusa-edge.service; then
 		if systemctl reload eclusa-edge.service; then
-			echo "eclusa-edge: the running edge was asked to reload; traffic has not been interrupted."
+			echo "eclusa-edge: a process of the new version has taken over from the running one; no connection was cut."
 		else
 			echo "eclusa-edge: the running edge goes on as it was, since the reload was refused." >&2
 			echo "eclusa-edge: 'systemctl status eclusa-edge' says why." >&2
