@@ -59,7 +59,7 @@ func patchOwn[T any, P interface {
 		u, err = objects.Get(ctx, t.Name, metav1.GetOptions{})
 	} else {
 		var subresource []string
-		if !w.Meta {
+		if !t.Meta {
 			subresource = []string{"status"}
 		}
 		u, err = objects.Patch(ctx, t.Name, w.Type, w.Patch, metav1.PatchOptions{}, subresource...)

@@ -49,6 +49,7 @@ const (
 	ReasonNoAddress          = "NoAddress"
 	ReasonNoEdge             = "NoEdge"
 	ReasonEdgeDraining       = "EdgeDraining"
+	ReasonAddressMoving      = "AddressMoving"
 	ReasonEdgeUnreachable    = "EdgeUnreachable"
 	ReasonRefused            = "Refused"
 	ReasonUnsupported        = "Unsupported"
@@ -125,12 +126,15 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 	switch {
 	case len(s.translation.Refusals) > 0:
 		message := sentences(s.translation.Refusals)
-		if s.keepsLast() {
+		if s.kept {
 			message += "; edges go on with what it asked for before"
 		}
 		return no(t, ReasonNotServable, message), true
 	case len(s.served) == 0:
 		return no(t, ReasonNoAddress, "the Service has no address"), true
+	case len(standings) == 0 && len(s.former) > 0:
+		return unknown(t, ReasonAddressMoving, fmt.Sprintf("waits until %s lets go of %s; see kubectl describe edge %s if that takes longer than connections may go on: its removals may be held, it may be paused, and if its machine is gone, delete the Edge",
+			quotedList(s.former), formatAddresses(s.served), s.former[0])), true
 	case len(standings) == 0 && len(s.drained) > 0:
 		return no(t, ReasonEdgeDraining, fmt.Sprintf("the edges of %s let go of it since spec.drain is set on %s: end the drain, or give the pool another edge", formatAddresses(s.served), quotedList(s.drained))), true
 	case len(standings) == 0:
@@ -208,7 +212,7 @@ func sentences(complaints []Complaint) string {
 // and no number, so that it stays the same while single nodes come and go.
 func healthy(s *subject, members int, v vote) (condition, bool) {
 	const t = ConditionBackendsHealthy
-	check := string(s.translation.Check)
+	check := string(s.good.Check)
 	switch {
 	case s.endpoints.Known && !s.endpoints.Ready:
 		return no(t, ReasonNoEndpoints, "no endpoint of the Service is ready: connections are refused"), true

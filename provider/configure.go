@@ -49,6 +49,7 @@ func (r *round) configure() map[string]Wanted {
 			EdgeSpec:        edgeSpec(e),
 			Config:          m.config,
 			ReleaseRemovals: e.Annotations[v1alpha1.ReleaseRemovalsAnnotation],
+			Blind:           !r.Fleet[name].Known,
 			Keep:            r.keptOn(name),
 		}
 	}
@@ -112,7 +113,7 @@ func (r *round) buildsOf(edge string, m *edgeMemory) map[lb.UID]*built {
 			continue
 		}
 		before := m.builds[s.uid]
-		here := r.addressesOn(edge, s.built, before)
+		here := r.addressesOn(edge, s, before)
 		switch len(here) {
 		case 0:
 		case len(s.built.pools):
@@ -127,13 +128,14 @@ func (r *round) buildsOf(edge string, m *edgeMemory) map[lb.UID]*built {
 // addressesOn returns which of a load balancer's addresses an edge is to have, by
 // their place: those of its pools, but for those that come from an edge that still
 // has them. Two machines with one address would take it from each other.
-func (r *round) addressesOn(edge string, b, before *built) []int {
+func (r *round) addressesOn(edge string, s *subject, before *built) []int {
 	var here []int
-	for i, p := range b.pools {
+	for i, p := range s.built.pools {
+		a := s.built.Addresses[i]
 		if !r.serving[p][edge] {
 			continue
 		}
-		if had := before != nil && slices.Contains(before.Addresses, b.Addresses[i]); had || !r.heldByFormer(edge, p, b.Addresses[i]) {
+		if had := before != nil && slices.Contains(before.Addresses, a); had && r.Fleet[edge].Known || !r.heldByFormer(edge, p, s, a) {
 			here = append(here, i)
 		}
 	}
@@ -141,22 +143,38 @@ func (r *round) addressesOn(edge string, b, before *built) []int {
 }
 
 // heldByFormer says whether another edge, which is not of the pool any more, still
-// has an address of the pool. An edge that has it already keeps it all the same.
-func (r *round) heldByFormer(edge, pool string, a netip.Addr) bool {
+// has an address of the pool or may have. An edge that has it already keeps it all
+// the same.
+func (r *round) heldByFormer(edge, pool string, s *subject, a netip.Addr) bool {
+	if len(r.serving[pool]) == len(r.live) || r.addressesOf(edge)[a] {
+		return false
+	}
+	held := false
 	for name := range r.live {
-		if name != edge && !r.serving[pool][name] && (r.addressesOf(name)[a] || r.unconfirmed(name, a)) {
-			return !r.addressesOf(edge)[a]
+		if name != edge && !r.serving[pool][name] && r.mayHave(name, s, a) {
+			held = true
+			if !slices.Contains(s.former, name) {
+				s.former = append(s.former, name)
+			}
 		}
 	}
-	return false
+	slices.Sort(s.former)
+	return held
 }
 
-// unconfirmed says whether an edge was told to let go of an address and has not
-// told yet what became of that.
-func (r *round) unconfirmed(edge string, a netip.Addr) bool {
+// mayHave says whether an edge that is not to have an address has it for all that
+// is known: it holds it, was told of it and has not told what became of that, or has
+// told nothing yet while the Service was reached there before.
+func (r *round) mayHave(edge string, s *subject, a netip.Addr) bool {
+	if r.addressesOf(edge)[a] || slices.Contains(s.told, a) && r.unheard(edge) {
+		return true
+	}
 	m := r.edges[edge]
 	if m == nil {
 		return false
+	}
+	if b := m.builds[s.uid]; b != nil && slices.Contains(b.Addresses, a) {
+		return true
 	}
 	last, told := m.last[a]
 	return told && r.Fleet[edge].Status.Revision <= last

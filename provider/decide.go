@@ -82,6 +82,8 @@ func newDecider() *decider {
 type translated struct {
 	svc *v1.Service
 	*Translation
+	// good is the newest Translation that could be served, nil if none is known.
+	good     *Translation
 	recorded []netip.Addr
 	at       time.Time
 	ingress  []netip.Addr
@@ -153,6 +155,7 @@ func (d *decider) decide(w World) Decision {
 	r.sortServices()
 	r.vouch()
 	r.findStrangers()
+	r.free()
 	r.quarantine.confirm(r)
 	r.assign()
 	r.keepHoldings()
@@ -179,7 +182,7 @@ func (r *round) sortServices() {
 		t := r.translate(uid, svc)
 		translations[uid] = t
 		s := &subject{
-			svc: svc, uid: uid, path: path, translation: t.Translation,
+			svc: svc, uid: uid, path: path, translation: t.Translation, good: t.good,
 			endpoints: r.Endpoints(svc.Namespace, svc.Name),
 			recorded:  t.recorded, at: t.at, told: t.ingress,
 		}
@@ -212,6 +215,10 @@ func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
 		if _, waits := r.changes[uid]; !waits {
 			r.changes[uid] = r.Now
 		}
+	}
+	t.good = t.Translation
+	if len(t.Refusals) > 0 {
+		t.good = before.good
 	}
 	return t
 }
@@ -257,10 +264,13 @@ func (r *round) build() {
 	builds := make(map[lb.UID]*built, len(r.subjects))
 	for _, s := range r.subjects {
 		s.served = r.servedAddresses(s)
-		if len(s.served) == 0 || len(s.translation.Refusals) > 0 {
+		if len(s.served) > 0 && len(s.translation.Refusals) > 0 {
+			s.kept = s.good != nil || r.heldAnywhere(s.uid)
+		}
+		if len(s.served) == 0 || s.good == nil {
 			continue
 		}
-		b := &built{LoadBalancer: s.translation.LoadBalancer, of: s.translation}
+		b := &built{LoadBalancer: s.good.LoadBalancer, of: s.good}
 		b.Addresses, b.ClaimTime = s.served, s.at
 		for _, a := range s.served {
 			name := ""
@@ -277,6 +287,16 @@ func (r *round) build() {
 		s.built, builds[s.uid] = b, b
 	}
 	r.builds = builds
+}
+
+// heldAnywhere says whether an edge holds the load balancer.
+func (r *round) heldAnywhere(uid lb.UID) bool {
+	for _, st := range r.Fleet {
+		if _, ok := st.Holds.LoadBalancers[uid]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // servedAddresses returns the addresses that edges may be told of: those that
@@ -300,7 +320,7 @@ func (r *round) servedAddresses(s *subject) []netip.Addr {
 
 // poolFor returns the name of the pool of nodes that the Service uses.
 func (r *round) poolFor(s *subject) lb.PoolName {
-	selector := s.translation.Wishes.NodeSelector
+	selector := s.good.Wishes.NodeSelector
 	name := AllNodes
 	if selector != nil {
 		name = selectedNodes(selector)
@@ -317,7 +337,7 @@ func (r *round) poolFor(s *subject) lb.PoolName {
 func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Member {
 	e := s.endpoints
 	switch {
-	case !e.Known, e.Ready && !s.translation.Local:
+	case !e.Known, e.Ready && !s.good.Local:
 		return nil
 	case !e.Ready:
 		return map[lb.NodeName]lb.Member{}

@@ -76,7 +76,7 @@ func edgeReady(w Wanted, s EdgeState, notDurable bool) metav1.Condition {
 		c.Reason, c.Message = ReasonPaused, "spec.paused is set: the edge goes on serving what it has, and nothing is written to it"
 	case s.Problem != "":
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, ReasonRejected, s.Problem
-	case w.Drain && len(s.Holds.LoadBalancers)+len(s.Status.LoadBalancers) > 0:
+	case w.Drain && !letGoOfAll(s):
 		c.Reason, c.Message = ReasonDraining, "spec.drain is set: the edge takes no new connections and lets the established ones end"
 	case w.Drain:
 		c.Reason, c.Message = ReasonDrained, "spec.drain is set: the edge holds no load balancer and no address of this cluster any more"
@@ -87,6 +87,13 @@ func edgeReady(w Wanted, s EdgeState, notDurable bool) metav1.Condition {
 	}
 	c.Message = bounded(c.Message)
 	return c
+}
+
+// letGoOfAll says whether an edge has told that it holds nothing any more, not even
+// an address with open connections.
+func letGoOfAll(s EdgeState) bool {
+	return s.Known && s.Status.Cursor != "" && s.Status.Revision >= s.Holds.Revision &&
+		len(s.Holds.LoadBalancers) == 0 && len(s.Status.LoadBalancers) == 0
 }
 
 func removalHeld(s EdgeState) metav1.Condition {

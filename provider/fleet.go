@@ -38,6 +38,9 @@ type Wanted struct {
 	// it is their token: see [EdgeState.RemovalToken]. What is held later has
 	// another one.
 	ReleaseRemovals string
+	// Blind says that the configuration was decided on without knowing what the edge
+	// holds. It is not sent.
+	Blind bool
 	// Keep are load balancers that stay as the edge holds them, since what their
 	// Services ask for by now cannot be served.
 	Keep []lb.UID

@@ -106,7 +106,7 @@ func (r *rig) with(change func()) {
 	change()
 }
 
-func paused(w *Wanted) { w.Paused = true }
+func paused(w *Wanted)  { w.Paused = true }
 func drained(w *Wanted) { w.Drain = true }
 func released(token string) func(*Wanted) {
 	return func(w *Wanted) { w.ReleaseRemovals = token }

@@ -135,10 +135,10 @@ func (c *session) tellHeld() {
 	c.state.RemovalToken = hex.EncodeToString(sum[:5])
 }
 
-// releasedByHand says whether a person has let the held removals pass. Those of an
-// edge that is drained are meant.
-func (c *session) releasedByHand(w Wanted) bool {
-	return w.Drain || w.ReleaseRemovals != "" && w.ReleaseRemovals == c.state.RemovalToken
+// releasedByHand says whether a person has let a held removal pass. That of a load
+// balancer of an edge that is drained is meant.
+func (c *session) releasedByHand(w Wanted, key string) bool {
+	return w.Drain && strings.HasPrefix(key, loadBalancerKey) || w.ReleaseRemovals != "" && w.ReleaseRemovals == c.state.RemovalToken
 }
 
 // confirmHeld looks held removals up at the API server when that is due, and

@@ -80,6 +80,32 @@ func (q *quarantine) add(a netip.Addr, service string, uid lb.UID, now time.Time
 	q.addrs[a] = &quarantined{service: service, uid: uid, since: now}
 }
 
+// free puts into quarantine what somebody held in the last round and nobody has any
+// more, before it could be given to somebody else.
+func (r *round) free() {
+	holders := make(map[netip.Addr]bool, len(r.subjects))
+	for _, s := range r.subjects {
+		for _, a := range s.held {
+			holders[a] = true
+		}
+	}
+	r.quarantineFreed(holders)
+}
+
+// quarantineFreed puts into quarantine what was held in the last round and is not
+// among what is held now.
+func (r *round) quarantineFreed(holders map[netip.Addr]bool) {
+	for uid, was := range r.holdings {
+		for _, a := range was.addrs {
+			if holders[a] || r.quarantine.addrs[a] != nil {
+				continue
+			}
+			r.quarantine.add(a, was.name, uid, r.Now)
+			r.note("address is free and stays in quarantine until every edge has let go of it", was.name, a)
+		}
+	}
+}
+
 // keepHoldings notes who holds what by now, and puts into quarantine what
 // somebody held before and nobody holds any more.
 func (r *round) keepHoldings() {
@@ -100,14 +126,7 @@ func (r *round) keepHoldings() {
 		}
 		keep(s.uid, s.translation.LoadBalancer.Name, addrs)
 	}
-	for uid, was := range r.holdings {
-		for _, a := range was.addrs {
-			if !holders[a] {
-				r.quarantine.add(a, was.name, uid, r.Now)
-				r.note("address is free and stays in quarantine until every edge has let go of it", was.name, a)
-			}
-		}
-	}
+	r.quarantineFreed(holders)
 	r.release(holders)
 	r.holdings = holdings
 	if len(r.quarantine.addrs) > before {
@@ -235,11 +254,28 @@ func (r *round) toldBy(edge string) func(netip.Addr) bool {
 // none: then any edge may.
 func (r *round) mayServe(edge string, a netip.Addr) bool {
 	p := poolOf(r.pools, a)
-	if p == nil || r.serving[p.Name][edge] {
+	if p == nil || r.serving[p.Name][edge] || r.drained[p.Name][edge] || r.unheard(edge) {
 		return true
 	}
 	// The pool's edges may have changed since.
 	return r.addressesOf(edge)[a]
+}
+
+// unheard says whether an edge has not told yet what it has, and may still do so:
+// it was not given the time of unreachableAfter.
+func (r *round) unheard(edge string) bool {
+	st := r.Fleet[edge]
+	if st.Known && st.Status.Cursor != "" {
+		return false
+	}
+	wait := unreachableAfter
+	if !st.Since.IsZero() {
+		wait -= r.Now.Sub(st.Since)
+	}
+	if wait > 0 {
+		r.wakeIn(wait)
+	}
+	return wait > 0
 }
 
 // addressesOf returns the addresses that an edge has, as far as it has told: it

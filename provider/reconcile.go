@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -174,7 +175,9 @@ func (r *reconciler) look(now time.Time) (World, map[Target]types.UID) {
 	}
 	ask := map[Target]types.UID{}
 	r.missingServices.matters = func(svc *v1.Service) bool { return w.Controllers.PathOf(svc) != Nobody }
-	r.missingPools.matters = func(o *v1alpha1.AddressPool) bool { return o.DeletionTimestamp == nil }
+	r.missingPools.matters = func(o *v1alpha1.AddressPool) bool {
+		return o.DeletionTimestamp == nil || slices.Contains(o.Finalizers, v1alpha1.PoolFinalizer)
+	}
 	r.missingEdges.matters = func(o *v1alpha1.Edge) bool { return o.DeletionTimestamp == nil }
 	w.Services = lookFor(r, ServiceKind, r.services.of(listOf[*v1.Service](r.eyes.services)), &r.missingServices, now, ask)
 	w.Pools = lookFor(r, PoolKind, r.pools.of(listOf[*v1alpha1.AddressPool](r.eyes.pools)), &r.missingPools, now, ask)
@@ -196,7 +199,7 @@ func lookFor[T interface {
 }](r *reconciler, kind Kind, objects []T, m *missing[T], now time.Time, ask map[Target]types.UID) []T {
 	all, questions := m.fill(objects, now)
 	for _, o := range questions {
-		ask[Target{kind, o.GetNamespace(), o.GetName()}] = o.GetUID()
+		ask[Target{Kind: kind, Namespace: o.GetNamespace(), Name: o.GetName()}] = o.GetUID()
 	}
 	if n := len(questions); n > 0 {
 		r.log.Info("objects are not shown any more; asking the API server before they count as gone",

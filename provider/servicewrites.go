@@ -21,6 +21,8 @@ const (
 	// unreachableAfter is how long no edge of a Service may be reached until what is
 	// said of it stops to count. Shorter cuts must not cost a write per Service.
 	unreachableAfter = time.Minute
+	// reachedAfter is how long an edge must have been reached after that.
+	reachedAfter = 30 * time.Second
 )
 
 // words is when a condition was last written for the sake of its message, and
@@ -86,7 +88,7 @@ type face struct {
 // that was found out before.
 func (r *round) writeService(s *subject) {
 	f, published := r.faceOf(s)
-	target := Target{ServiceKind, s.svc.Namespace, s.svc.Name}
+	target := Target{Kind: ServiceKind, Namespace: s.svc.Namespace, Name: s.svc.Name}
 	if before, ok := r.faces[s.uid]; ok && before.face == f {
 		if before.write != nil {
 			r.writes[target] = *before.write
@@ -151,7 +153,7 @@ func (r *round) put(svc *v1.Service, p *servicePatch) bool {
 	if err != nil {
 		return true // cannot happen: nothing in the patch can fail to be marshalled
 	}
-	r.writes[Target{ServiceKind, svc.Namespace, svc.Name}] = w
+	r.writes[Target{Kind: ServiceKind, Namespace: svc.Namespace, Name: svc.Name}] = w
 	return true
 }
 
@@ -228,8 +230,11 @@ func (r *round) standings(s *subject) []standing {
 	}
 	if len(all) == 0 {
 		for _, pool := range s.built.pools {
-			s.drained = append(s.drained, sortedNames(r.drained[pool])...)
+			if len(r.serving[pool]) == 0 {
+				s.drained = append(s.drained, sortedNames(r.drained[pool])...)
+			}
 		}
+		slices.Sort(s.drained)
 		s.drained = slices.Compact(s.drained)
 	}
 	s.standings = all
@@ -247,7 +252,7 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 	if _, recording := r.proposals[s.uid]; recording && len(s.served) == 0 {
 		return unknown(ConditionProgrammed, ReasonPending, "edges have not been told yet"), true
 	}
-	if r.lost(standings) {
+	if r.lost(s, standings) {
 		return unreachable(ConditionProgrammed, standings), true
 	}
 	c, known := programmed(s, standings)
@@ -276,23 +281,34 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 }
 
 // lost says whether none of the edges has been reached for long, and asks for
-// another round when that is about to be so.
-func (r *round) lost(standings []standing) bool {
+// another round when that is about to change. Once it was said, it stays until an
+// edge has been reached for a while: a line that comes and goes must not cost a
+// write per Service each time.
+func (r *round) lost(s *subject, standings []standing) bool {
 	if len(standings) == 0 {
 		return false
 	}
-	var wait time.Duration
+	before := conditionOf(s.svc, ConditionProgrammed)
+	said := before != nil && before.Reason == ReasonEdgeUnreachable
+	var last time.Duration // until the last edge counts as lost
 	for _, st := range standings {
 		state := r.Fleet[st.edge]
-		if state.Connected || state.Since.IsZero() {
+		since := r.Now.Sub(state.Since)
+		switch {
+		case state.Since.IsZero(), state.Connected && !said:
+			return said && !state.Connected
+		case state.Connected && since >= reachedAfter:
 			return false
+		case state.Connected:
+			r.wakeIn(reachedAfter - since)
+		default:
+			last = max(last, unreachableAfter-since)
 		}
-		wait = max(wait, unreachableAfter-r.Now.Sub(state.Since))
 	}
-	if wait > 0 {
-		r.wakeIn(wait)
+	if !said && last > 0 {
+		r.wakeIn(last)
 	}
-	return wait <= 0
+	return said || last <= 0
 }
 
 // changedHere says whether the load balancer has changed after the first
@@ -317,13 +333,16 @@ type voteKey struct {
 // healthOf says whether enough nodes can serve the Service; what was said before
 // stays while nothing is known.
 func (r *round) healthOf(s *subject) (condition, bool) {
-	if s.built == nil {
-		return r.healthBefore(s, s.keepsLast())
+	if s.built == nil && s.kept {
+		return unknown(ConditionBackendsHealthy, ReasonPending, "edges go on with a version of the Service that is not known here, so that nothing is known of its nodes"), true
 	}
-	if r.lost(s.standings) {
+	if s.built == nil {
+		return condition{}, false
+	}
+	if r.lost(s, s.standings) {
 		return unreachable(ConditionBackendsHealthy, s.standings), true
 	}
-	check := s.translation.Check
+	check := s.good.Check
 	var c condition
 	var known bool
 	if members := s.built.Members; members != nil {
@@ -341,14 +360,8 @@ func (r *round) healthOf(s *subject) (condition, bool) {
 	if known {
 		return c, true
 	}
-	return r.healthBefore(s, true)
-}
-
-// healthBefore returns what was said of the backends' health before, if it still
-// counts.
-func (r *round) healthBefore(s *subject, counts bool) (condition, bool) {
 	before := conditionOf(s.svc, ConditionBackendsHealthy)
-	if before == nil || !counts {
+	if before == nil {
 		return condition{}, false
 	}
 	return condition{before.Type, before.Status, before.Reason, before.Message}, true

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/lb"
 )
 
 // statusEvery is how often the status of an Edge or AddressPool is written at
@@ -71,10 +72,12 @@ func (r *round) writePools() {
 		r.stats.Pools = append(r.stats.Pools, PoolStats{
 			Name: o.Name, Total: status.Total, Used: status.Used, Quarantined: status.QuarantinedTotal,
 		})
-		t := Target{Kind: PoolKind, Name: o.Name}
-		if r.guardPool(t, o, status.Used+status.QuarantinedTotal > 0) || equality.Semantic.DeepEqual(o.Status, status) {
+		leaving := o.DeletionTimestamp != nil && r.onlyHere(o)
+		r.guardPool(o, leaving || status.Used+status.QuarantinedTotal > 0)
+		if leaving || equality.Semantic.DeepEqual(o.Status, status) {
 			continue
 		}
+		t := Target{Kind: PoolKind, Name: o.Name}
 		priority := PriorityDetail
 		if unsaved(o.Status.Quarantined, status.Quarantined) {
 			priority = PriorityAddress
@@ -86,10 +89,29 @@ func (r *round) writePools() {
 	}
 }
 
+// onlyHere says whether the written status of a pool tells of an address in
+// quarantine that is of another pool by now, whose status does not tell of it yet.
+func (r *round) onlyHere(o *v1alpha1.AddressPool) bool {
+	return slices.ContainsFunc(o.Status.Quarantined, func(e v1alpha1.QuarantinedAddress) bool {
+		a, err := netip.ParseAddr(e.Address)
+		if err != nil {
+			return false
+		}
+		q, p := r.quarantine.addrs[a], poolOf(r.pools, a)
+		if q == nil || q.uid != lb.UID(e.UID) || p == nil || p.Name == o.Name {
+			return false
+		}
+		return !slices.ContainsFunc(r.Pools, func(other *v1alpha1.AddressPool) bool {
+			return other.Name == p.Name && slices.ContainsFunc(other.Status.Quarantined, func(x v1alpha1.QuarantinedAddress) bool {
+				return x.Address == e.Address && x.UID == e.UID
+			})
+		})
+	})
+}
+
 // guardPool keeps a pool of which addresses are in use or in quarantine from
-// vanishing, and lets one go that is to be deleted once that is over. It returns
-// whether there was something to do.
-func (r *round) guardPool(t Target, o *v1alpha1.AddressPool, inUse bool) bool {
+// vanishing, and lets one go that is to be deleted once that is over.
+func (r *round) guardPool(o *v1alpha1.AddressPool, inUse bool) {
 	at := slices.Index(o.Finalizers, v1alpha1.PoolFinalizer)
 	var op string
 	switch {
@@ -100,11 +122,12 @@ func (r *round) guardPool(t Target, o *v1alpha1.AddressPool, inUse bool) bool {
 	case o.DeletionTimestamp != nil && !inUse && at >= 0:
 		op = fmt.Sprintf(`{"op":"remove","path":"/metadata/finalizers/%d"}`, at)
 	default:
-		return false
+		return
 	}
 	patch := fmt.Sprintf(`[{"op":"replace","path":"/metadata/uid","value":%q},{"op":"replace","path":"/metadata/resourceVersion","value":%q},%s]`, o.UID, o.ResourceVersion, op)
-	r.writes[t] = Write{UID: o.UID, Base: o.ResourceVersion, Type: types.JSONPatchType, Patch: []byte(patch), Meta: true, Priority: PriorityAddress}
-	return true
+	r.writes[Target{Kind: PoolKind, Name: o.Name, Meta: true}] = Write{
+		UID: o.UID, Base: o.ResourceVersion, Type: types.JSONPatchType, Patch: []byte(patch), Priority: PriorityAddress,
+	}
 }
 
 // unsaved says whether something is in quarantine of which the written status

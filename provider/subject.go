@@ -19,7 +19,10 @@ type subject struct {
 	uid         lb.UID
 	path        Path
 	translation *Translation
-	endpoints   Endpoints
+	// good is what is served: the translation or, if that is refused, the newest one
+	// that was not; nil if that is not known.
+	good      *Translation
+	endpoints Endpoints
 
 	// recorded are the addresses that the Service's annotation records, and at is
 	// when the first of them was assigned.
@@ -36,8 +39,12 @@ type subject struct {
 	served []netip.Addr
 	// built is the load balancer, nil if there is none.
 	built *built
-	// drained are the edges that would serve it, were they not to be drained.
-	drained []string
+	// drained are the edges that would serve it, were they not to be drained, and
+	// former are those that still have its addresses and are not of the pool any
+	// more.
+	drained, former []string
+	// kept says that some edge goes on with what the Service asked for before.
+	kept bool
 	// standings is how it stands on each edge, nil until it was looked up.
 	standings []standing
 }
@@ -73,9 +80,10 @@ type grant struct {
 	reason, message string
 }
 
-// keepsLast says that edges go on with what the Service asked for before: it has
-// its addresses, and what it asks for now cannot be served.
-func (s *subject) keepsLast() bool { return len(s.translation.Refusals) > 0 && len(s.served) > 0 }
+// keepsLast says that edges are to go on with what the Service asked for before, as
+// they hold it: it has its addresses, what it asks for now cannot be served, and we
+// do not know what it asked for before.
+func (s *subject) keepsLast() bool { return s.good == nil && len(s.served) > 0 }
 
 // assigned says whether the Service has its addresses.
 func (s *subject) assigned() condition {

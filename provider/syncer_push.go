@@ -25,6 +25,9 @@ func (c *session) push(ctx context.Context) (again time.Duration, err error) {
 		c.sent = nil
 		return 0, nil
 	}
+	if w.Blind {
+		return 0, nil // what we know by now leads to another decision
+	}
 	if c.epoch == "" {
 		return 0, fmt.Errorf("edge %q is not claimed yet: %w", c.spec.Name, errRestart)
 	}
@@ -42,7 +45,7 @@ func (c *session) push(ctx context.Context) (again time.Duration, err error) {
 func (c *session) send(ctx context.Context, w Wanted) error {
 	config, withheld := c.compose(w)
 	c.state.Withheld = withheld
-	if err := c.deliver(ctx, config, func(string) bool { return c.releasedByHand(w) }); err != nil {
+	if err := c.deliver(ctx, config, func(key string) bool { return c.releasedByHand(w, key) }); err != nil {
 		return err
 	}
 	c.repaired()
@@ -56,7 +59,20 @@ func (c *session) send(ctx context.Context, w Wanted) error {
 // newest cannot be served.
 func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem) {
 	config, withheld := withhold(w.Config, c.state.Info)
-	return keep(config, c.state.Holds, c.lastGood(w, withheld)), withheld
+	return keep(config, c.remembered(), c.lastGood(w, withheld)), withheld
+}
+
+// remembered returns what the edge holds and, besides, what it had been given and
+// has lost.
+func (c *session) remembered() lb.Config {
+	holds := c.state.Holds
+	if c.drift == nil || c.given == nil {
+		return holds
+	}
+	all := maps.Clone(c.given.LoadBalancers)
+	maps.Copy(all, holds.LoadBalancers)
+	holds.LoadBalancers = all
+	return holds
 }
 
 // lastGood returns the keys of the load balancers that are to stay as the edge
@@ -65,11 +81,12 @@ func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem) {
 // one that it holds and the addresses are the same.
 func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
 	var keys []string
+	known := c.remembered()
 	for _, uid := range w.Keep {
 		keys = append(keys, loadBalancerKey+string(uid))
 	}
 	for uid := range withheld {
-		l, ok := c.state.Holds.LoadBalancers[uid]
+		l, ok := known.LoadBalancers[uid]
 		if ok && slices.Equal(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && len(l.Lacking(c.state.Info.Capabilities)) == 0 {
 			keys = append(keys, loadBalancerKey+string(uid))
 		}

@@ -32,6 +32,9 @@ type Target struct {
 	Kind      Kind
 	Namespace string
 	Name      string
+	// Meta says that the object itself is written to: the status of a custom
+	// resource has no finalizers, while that of a Service has.
+	Meta bool
 }
 
 // String returns the target as people write it.
@@ -68,9 +71,6 @@ type Write struct {
 	// Type and Patch are what is sent.
 	Type  types.PatchType
 	Patch []byte
-	// Meta says that the object itself is written to: the status of a custom
-	// resource has no finalizers, while that of a Service has.
-	Meta bool
 	// Priority says what goes first.
 	Priority Priority
 	// Events are told when the write has succeeded.

@@ -90,7 +90,7 @@ func (d *desk) told() []string {
 func writesOf(priority Priority, names ...string) map[Target]Write {
 	all := map[Target]Write{}
 	for _, n := range names {
-		all[Target{ServiceKind, "default", n}] = Write{Base: "100", Patch: []byte("{}"), Priority: priority}
+		all[Target{Kind: ServiceKind, Namespace: "default", Name: n}] = Write{Base: "100", Patch: []byte("{}"), Priority: priority}
 	}
 	return all
 }
@@ -120,7 +120,7 @@ func TestWriterRate(t *testing.T) {
 		began := time.Now()
 		all := map[Target]Write{}
 		for i := range 500 {
-			all[Target{ServiceKind, "default", fmt.Sprint(i)}] = Write{Base: "100", Patch: []byte("{}")}
+			all[Target{Kind: ServiceKind, Namespace: "default", Name: fmt.Sprint(i)}] = Write{Base: "100", Patch: []byte("{}")}
 		}
 		d.set(all)
 		time.Sleep(time.Minute)
@@ -172,9 +172,9 @@ func TestWriterRetries(t *testing.T) {
 			return nil
 		}
 		all := writesOf(PriorityDetail, "a", "b")
-		w := all[Target{ServiceKind, "default", "a"}]
+		w := all[Target{Kind: ServiceKind, Namespace: "default", Name: "a"}]
 		w.Events = []Event{{Reason: "Told"}}
-		all[Target{ServiceKind, "default", "a"}] = w
+		all[Target{Kind: ServiceKind, Namespace: "default", Name: "a"}] = w
 		d.set(all)
 		synctest.Wait()
 		same(t, "written at once", len(d.written()), 2)
@@ -221,7 +221,7 @@ func TestWriterGone(t *testing.T) {
 		d := newDesk(t, 1000, 100, 4)
 		defer d.stop()
 		d.fail = func(Target, Write) error { return apierrors.NewNotFound(schema.GroupResource{}, "a") }
-		d.set(map[Target]Write{{ServiceKind, "default", "a"}: {UID: "uid-a"}})
+		d.set(map[Target]Write{{Kind: ServiceKind, Namespace: "default", Name: "a"}: {UID: "uid-a"}})
 		synctest.Wait()
 		_, gone := d.take()
 		if _, ok := gone["uid-a"]; !ok || len(gone) != 1 {
