@@ -1,8 +1,12 @@
 package edge
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -35,7 +39,7 @@ var (
 
 	descConfigRevision  = desc("config_revision", "Revision of the configuration that the edge holds.", "cluster")
 	descAppliedRevision = desc("applied_revision", "Newest revision that is applied to the data plane.", "cluster")
-	descLoadBalancers   = desc("load_balancers", "Load balancers by whether they are served wholly.", "cluster", "applied")
+	descLoadBalancers   = desc("load_balancers", "Load balancers by whether they are served on all their addresses and ports.", "cluster", "applied")
 	descNodes           = desc("nodes", "Nodes in the configuration.", "cluster")
 	descWrites          = desc("writes_total", "Configurations taken from the cluster.", "cluster")
 	descHeld            = desc("writes_held_total", "Writes that the removal guard has held.", "cluster")
@@ -45,6 +49,7 @@ var (
 	descSaveErrors      = desc("state_save_errors_total", "Tries to save the state that failed.", "cluster")
 	descSaveSeconds     = desc("state_save_seconds", "Time that the last save took.", "cluster")
 
+	descReady          = desc("ready", "Whether the edge serves what it was told and has saved it; /readyz says why not.")
 	descApplyErrors    = desc("apply_errors_total", "Tables that the engine did not take.")
 	descRefused        = desc("frontends_refused", "Addresses with ports that the engine cannot serve.")
 	descAnnounced      = desc("announced_addresses", "Addresses that are announced.")
@@ -69,7 +74,7 @@ var (
 	descMemberActive      = desc("member_connections_active", "Connections and sessions open to a member.", "cluster", "load_balancer", "listener", "node")
 	descMemberErrors      = desc("member_dial_errors_total", "Connections to a member that failed and were tried elsewhere.", "cluster", "load_balancer", "listener", "node")
 	descMemberBytes       = desc("member_bytes_total", "Bytes passed on; in came from clients, out went to them.", "cluster", "load_balancer", "listener", "node", "direction")
-	descTruncated         = desc("metrics_truncated", "Whether series of load balancers were left out because there are too many.")
+	descTruncated         = desc("metrics_truncated", "Whether series of checks, load balancers, listeners and members were left out because there are more than 200,000.")
 )
 
 // collector asks the edge at each scrape; nothing is counted twice.
@@ -81,9 +86,10 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 		descBuild,
 		descConfigRevision, descAppliedRevision, descLoadBalancers, descNodes, descWrites, descHeld, descClaims, descClaimsRefused,
 		descSaved, descSaveErrors, descSaveSeconds,
-		descApplyErrors, descRefused, descAnnounced, descAnnounceErrors,
+		descReady, descApplyErrors, descRefused, descAnnounced, descAnnounceErrors,
 		descProbeTargets, descProbes, descProbeRate, descProbeOwnErrors, descProbeStretch, descProbeLag, descProbeWorkers,
 		descCheckUp, descCheckState, descCheckLatency,
+		descServiceInfo, descServiceMembers, descServiceUp, descServiceProblems,
 		descConnections, descRefusals, descActive, descMemberConnections, descMemberActive, descMemberErrors, descMemberBytes, descTruncated,
 	} {
 		ch <- d
@@ -96,9 +102,12 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	s.gauge(descBuild, 1, c.e.info.Version, c.e.revision, runtime.Version(), c.e.info.Engine)
 	c.collectLoop(&s)
 	c.collectProbes(&s)
-	for name, cluster := range c.e.clusters {
+	for _, name := range slices.Sorted(maps.Keys(c.e.clusters)) {
+		cluster := c.e.clusters[name]
 		cluster.collect(&s, string(name))
-		c.collectChecks(&s, name, cluster)
+		checks := cluster.status.members()
+		c.collectChecks(&s, name, checks)
+		cluster.collectServices(&s, checks)
 	}
 	c.collectTraffic(&s)
 }
@@ -138,6 +147,7 @@ func truth(b bool) float64 {
 
 func (c collector) collectLoop(s *sink) {
 	f := c.e.stats.snapshot()
+	s.gauge(descReady, truth(len(c.e.unreadiness()) == 0))
 	s.counter(descApplyErrors, f.applyErrors)
 	s.gauge(descRefused, float64(f.refused))
 	s.gauge(descAnnounced, float64(f.announceCount))
@@ -172,13 +182,14 @@ func (c *cluster) collect(s *sink, name string) {
 	s.gauge(descLoadBalancers, float64(refused), name, "false")
 }
 
-func (c collector) collectChecks(s *sink, name lb.Cluster, cluster *cluster) {
+func (c collector) collectChecks(s *sink, name lb.Cluster, checks map[lb.CheckID]map[lb.NodeName]lb.MemberStatus) {
 	targets := *c.e.hints.Load()
-	for id, members := range cluster.status.members() {
-		for node, m := range members {
+	for _, id := range slices.Sorted(maps.Keys(checks)) {
+		for _, node := range slices.Sorted(maps.Keys(checks[id])) {
 			if !s.room(3) {
 				return
 			}
+			m := checks[id][node]
 			labels := []string{string(name), string(id), string(node)}
 			s.gauge(descCheckUp, truth(m.State == healthcheck.Up), labels...)
 			s.gauge(descCheckState, 1, append(labels, m.State.String(), string(m.Reason))...)
@@ -202,7 +213,8 @@ func (c collector) collectTraffic(s *sink) {
 		}
 		sum.add(r)
 	}
-	for key, sum := range listeners {
+	for _, key := range slices.SortedFunc(maps.Keys(listeners), listenerKey.compare) {
+		sum := listeners[key]
 		if s.room(2 + len(sum.refused) + 5*len(sum.members)) {
 			sum.send(s, []string{string(key.cluster), key.name, key.listener})
 		}
@@ -214,6 +226,10 @@ type listenerKey struct {
 	cluster  lb.Cluster
 	name     string
 	listener string
+}
+
+func (k listenerKey) compare(o listenerKey) int {
+	return cmp.Or(strings.Compare(string(k.cluster), string(o.cluster)), strings.Compare(k.name, o.name), strings.Compare(k.listener, o.listener))
 }
 
 // listenerSum is the sum over the addresses of a load balancer.

@@ -54,7 +54,7 @@ eclusa_edge_connections_refused_total{cause="limit",cluster="prod",listener="tcp
 # TYPE eclusa_edge_member_bytes_total counter
 eclusa_edge_member_bytes_total{cluster="prod",direction="in",listener="tcp/80",load_balancer="default/s1",node="n1"} 200
 eclusa_edge_member_bytes_total{cluster="prod",direction="out",listener="tcp/80",load_balancer="default/s1",node="n1"} 2000
-# HELP eclusa_edge_load_balancers Load balancers by whether they are served wholly.
+# HELP eclusa_edge_load_balancers Load balancers by whether they are served on all their addresses and ports.
 # TYPE eclusa_edge_load_balancers gauge
 eclusa_edge_load_balancers{applied="false",cluster="dev"} 0
 eclusa_edge_load_balancers{applied="false",cluster="prod"} 0
@@ -109,7 +109,7 @@ func TestSeriesAreBounded(t *testing.T) {
 	if n > b.edge.maxSeries || n < b.edge.maxSeries-10 {
 		t.Errorf("series: got %d; want at most %d and nearly as many", n, b.edge.maxSeries)
 	}
-	want := "# HELP eclusa_edge_metrics_truncated Whether series of load balancers were left out because there are too many.\n# TYPE eclusa_edge_metrics_truncated gauge\neclusa_edge_metrics_truncated 1\n"
+	want := "# HELP eclusa_edge_metrics_truncated Whether series of checks, load balancers, listeners and members were left out because there are more than 200,000.\n# TYPE eclusa_edge_metrics_truncated gauge\neclusa_edge_metrics_truncated 1\n"
 	if err := testutil.GatherAndCompare(b.edge.Registry(), strings.NewReader(want), "eclusa_edge_metrics_truncated"); err != nil {
 		t.Error(err)
 	}

@@ -213,6 +213,7 @@ type probes struct {
 	mu      sync.Mutex
 	answers map[netip.AddrPort]error
 	asked   map[netip.AddrPort]int
+	takes   time.Duration // one probe
 }
 
 func newProbes() *probes {
@@ -221,9 +222,20 @@ func newProbes() *probes {
 
 func (p *probes) Probe(_ context.Context, addr netip.AddrPort, _ healthcheck.Spec) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.asked[addr]++
-	return p.answers[addr]
+	takes, answer := p.takes, p.answers[addr]
+	p.mu.Unlock()
+	if takes > 0 {
+		<-time.After(takes)
+	}
+	return answer
+}
+
+// slow makes every probe take some time.
+func (p *probes) slow(takes time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.takes = takes
 }
 
 // say makes probes of an address fail with err, or succeed.

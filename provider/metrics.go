@@ -1,8 +1,6 @@
 package provider
 
 import (
-	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -21,25 +19,32 @@ type metrics struct {
 	stats   Stats
 	waiting int
 	fleet   fleet
+	arrears arrears
 }
 
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("eclusa_ccm_"+name, help, labels, nil)
+}
+
+// The metrics of Services and pools. Each has a line in Describe; none has a
+// label of which there are as many as Services.
 var (
-	servicesDesc    = prometheus.NewDesc("eclusa_ccm_services", "Services of type LoadBalancer that are eclusa's, by state.", []string{"state"}, nil)
-	poolUsedDesc    = prometheus.NewDesc("eclusa_ccm_pool_addresses_used", "Addresses of the pool that Services have.", []string{"pool"}, nil)
-	poolTotalDesc   = prometheus.NewDesc("eclusa_ccm_pool_addresses", "Addresses of the pool.", []string{"pool"}, nil)
-	poolQuarDesc    = prometheus.NewDesc("eclusa_ccm_pool_addresses_quarantined", "Freed addresses of the pool that an edge may still serve.", []string{"pool"}, nil)
-	desiredDesc     = prometheus.NewDesc("eclusa_ccm_edge_desired_revision", "Revision of the configuration that the edge is to have.", []string{"edge"}, nil)
-	appliedDesc     = prometheus.NewDesc("eclusa_ccm_edge_applied_revision", "Newest revision that the edge says to have applied.", []string{"edge"}, nil)
-	connectedDesc   = prometheus.NewDesc("eclusa_ccm_edge_connected", "1 if the edge answers.", []string{"edge"}, nil)
-	driftDesc       = prometheus.NewDesc("eclusa_ccm_edge_drift_repaired_total", "How often the edge was found with another configuration than it was given, and was put right.", []string{"edge"}, nil)
-	removalHeldDesc = prometheus.NewDesc("eclusa_ccm_edge_removals_held", "Removals that wait for their confirmation.", []string{"edge"}, nil)
-	waitingDesc     = prometheus.NewDesc("eclusa_ccm_writes_waiting", "Writes to the API server that were not begun.", nil, nil)
+	servicesDesc  = newDesc("services", "Services of type LoadBalancer that are eclusa's, by state: served, pending (edges have not confirmed it yet), waiting (for an address), refused (it cannot be served, or every edge refuses it), foreign (somebody else serves it). Only the leader tells.", "state")
+	backendsDesc  = newDesc("services_by_backends", "Services that edges are told of, by how their nodes are: the reason of the condition BackendsHealthy, or Unknown. Only the leader tells.", "reason")
+	nodePortsDesc = newDesc("node_ports_used", "Different node ports that Services of any type have in this cluster, those of health checks included. Only the leader tells.")
+	poolUsedDesc  = newDesc("pool_addresses_used", "Addresses of the pool that Services have.", "pool")
+	poolTotalDesc = newDesc("pool_addresses", "Addresses of the pool, at most 2^53-1; 0 if the pool cannot be used.", "pool")
+	poolQuarDesc  = newDesc("pool_addresses_quarantined", "Freed addresses of the pool that an edge may still serve; they are not given out.", "pool")
+	waitingDesc   = newDesc("writes_waiting", "Writes to the API server that were not begun.")
 )
 
+// The outcomes of writes.
+var writeOutcomes = []string{"written", "confirmed", "conflict", "gone", "error"}
+
 func newMetrics() *metrics {
-	return &metrics{
+	m := &metrics{
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "eclusa_ccm_writes_total", Help: "Writes of statuses to the API server, by kind of object and outcome (written, conflict, gone, error).",
+			Name: "eclusa_ccm_writes_total", Help: "Calls to the API server that write a status, by kind of object and outcome: written, confirmed (nothing was to be changed), conflict (decided again on the newer version), gone, error (tried again).",
 		}, []string{"kind", "outcome"}),
 		rounds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "eclusa_ccm_round_duration_seconds", Help: "Time that one round of decisions about all Services takes.",
@@ -50,6 +55,13 @@ func newMetrics() *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.01, 2, 14),
 		}),
 	}
+	// From zero on, so that the first error is an increase.
+	for _, kind := range []Kind{ServiceKind, PoolKind, EdgeKind} {
+		for _, outcome := range writeOutcomes {
+			m.writes.WithLabelValues(kind.String(), outcome)
+		}
+	}
+	return m
 }
 
 // Collector returns what tells the provider's metrics, eclusa_ccm_*.
@@ -57,9 +69,10 @@ func (p *Provider) Collector() prometheus.Collector { return p.metrics }
 
 // Describe sends the descriptions of all metrics.
 func (m *metrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{servicesDesc, poolUsedDesc, poolTotalDesc, poolQuarDesc, desiredDesc, appliedDesc, connectedDesc, driftDesc, removalHeldDesc, waitingDesc} {
+	for _, d := range []*prometheus.Desc{servicesDesc, backendsDesc, nodePortsDesc, poolUsedDesc, poolTotalDesc, poolQuarDesc, waitingDesc} {
 		c <- d
 	}
+	describeEdges(c)
 	m.writes.Describe(c)
 	m.rounds.Describe(c)
 	m.apply.Describe(c)
@@ -76,6 +89,12 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	for state, n := range stats.Services {
 		gauge(servicesDesc, float64(n), string(state))
 	}
+	for reason, n := range stats.Backends {
+		gauge(backendsDesc, float64(n), reason)
+	}
+	if stats.Services != nil {
+		gauge(nodePortsDesc, float64(stats.NodePorts))
+	}
 	for _, p := range stats.Pools {
 		gauge(poolTotalDesc, float64(p.Total), p.Name)
 		gauge(poolUsedDesc, float64(p.Used), p.Name)
@@ -85,30 +104,21 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	m.writes.Collect(c)
 	m.rounds.Collect(c)
 	m.apply.Collect(c)
-	if f == nil {
-		return
-	}
-	states := f.State()
-	for _, name := range slices.Sorted(maps.Keys(states)) {
-		st := states[name]
-		connected := 0.0
-		if st.Connected {
-			connected = 1
-		}
-		gauge(connectedDesc, connected, name)
-		gauge(desiredDesc, float64(st.Desired), name)
-		gauge(appliedDesc, float64(st.Status.Revision), name)
-		gauge(removalHeldDesc, float64(len(st.RemovalHeld)), name)
-		c <- prometheus.MustNewConstMetric(driftDesc, prometheus.CounterValue, float64(st.DriftRepaired), name)
+	if f != nil {
+		m.collectEdges(c, f.State(), stats.Paused, time.Now())
 	}
 }
 
+// set notes what a round has counted.
 func (m *metrics) set(s Stats, waiting int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stats, m.waiting = s, waiting
 	for _, d := range s.Applied {
 		m.apply.Observe(d.Seconds())
+	}
+	if m.fleet != nil {
+		m.arrears.note(m.fleet.State(), time.Now())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,32 @@ type Config struct {
 	ClusterName      string       `yaml:"clusterName"`
 	Client           ClientConfig `yaml:"client"`
 	NodeAddressTypes []string     `yaml:"nodeAddressTypes"`
+	NodePortRange    PortRange    `yaml:"nodePortRange"`
+}
+
+// PortRange is a range such as "30000-32767"; empty is none.
+type PortRange string
+
+// size returns the number of ports in a valid range, and zero of no range.
+func (r PortRange) size() int {
+	first, last, err := r.bounds()
+	if err != nil || r == "" {
+		return 0
+	}
+	return last - first + 1
+}
+
+func (r PortRange) bounds() (first, last int, err error) {
+	if r == "" {
+		return 0, 0, nil
+	}
+	from, to, found := strings.Cut(string(r), "-")
+	first, errFrom := strconv.Atoi(from)
+	last, errTo := strconv.Atoi(to)
+	if !found || errFrom != nil || errTo != nil || first < 1 || last > 65535 || first > last {
+		return 0, 0, fmt.Errorf("%q: must be the first and the last port, such as 30000-32767", string(r))
+	}
+	return first, last, nil
 }
 
 // ClientConfig is how this program proves to edges who it is, and they to it.
@@ -80,6 +107,9 @@ func parseConfig(data []byte) (Config, []complaint) {
 	}
 	if len(c.NodeAddressTypes) == 0 {
 		d.complain(d.lines["nodeAddressTypes"], "nodeAddressTypes", "must name one of %s at least", strings.Join(addressTypes, ", "))
+	}
+	if _, _, err := c.NodePortRange.bounds(); err != nil {
+		d.complain(d.lines["nodePortRange"], "nodePortRange", "%v", err)
 	}
 	seen := make(map[string]bool)
 	for i, t := range c.NodeAddressTypes {

@@ -25,6 +25,7 @@ func TestReference(t *testing.T) {
 			CertFile: "/etc/eclusa/client/tls.crt", KeyFile: "/etc/eclusa/client/tls.key", CAFile: "/etc/eclusa/client/ca.crt",
 		},
 		NodeAddressTypes: []string{"InternalIP", "ExternalIP"},
+		NodePortRange:    "30000-32767",
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("the reference means something else (-want +got):\n%s", diff)
@@ -67,9 +68,9 @@ func TestReadConfigComplains(t *testing.T) {
 		{"nothing", "", `1: client.certFile: is missing: it must name the file with the certificate that ` + "`eclusa-edge pki cluster`" + ` makes`},
 		{"no key file", "client:\n  certFile: a\n  caFile: c\n", "1: client.keyFile: is missing"},
 		{"empty key file", "client:\n  certFile: a\n  keyFile:\n  caFile: c\n", "3: client.keyFile: is missing"},
-		{"unknown key", files + "clustername: x\n", `2: clustername: is not a known key: here are clusterName, client, nodeAddressTypes; did you mean "clusterName"?`},
+		{"unknown key", files + "clustername: x\n", `2: clustername: is not a known key: here are clusterName, client, nodeAddressTypes, nodePortRange; did you mean "clusterName"?`},
 		{"unknown key below", "client:\n  certFile: a\n  keyfil: b\n  caFile: c\n", `3: client.keyfil: is not a known key: here are certFile, keyFile, caFile; did you mean "keyFile"?`},
-		{"nothing like it", files + "zzz: 1\n", "2: zzz: is not a known key: here are clusterName, client, nodeAddressTypes"},
+		{"nothing like it", files + "zzz: 1\n", "2: zzz: is not a known key: here are clusterName, client, nodeAddressTypes, nodePortRange"},
 		{"twice", files + "clusterName: a\nclusterName: b\n", "3: clusterName: is given twice, first on line 2"},
 		{"number", files + "clusterName: 17\n", `2: clusterName: must be a single text; write it as "17"`},
 		{"block for text", files + "clusterName: {a: b}\n", "2: clusterName: must be a single text"},
@@ -78,10 +79,13 @@ func TestReadConfigComplains(t *testing.T) {
 		{"empty list", files + "nodeAddressTypes: []\n", "2: nodeAddressTypes: must name one of InternalIP, ExternalIP at least"},
 		{"wrong type", files + "nodeAddressTypes:\n  - InternalIP\n  - externalip\n", `4: nodeAddressTypes[1]: "externalip": must be one of InternalIP, ExternalIP; did you mean "ExternalIP"?`},
 		{"type twice", files + "nodeAddressTypes: [InternalIP, InternalIP]\n", `2: nodeAddressTypes[1]: "InternalIP" is given twice`},
+		{"range of one", files + "nodePortRange: \"30000\"\n", `2: nodePortRange: "30000": must be the first and the last port, such as 30000-32767`},
+		{"range upside down", files + "nodePortRange: 32767-30000\n", `2: nodePortRange: "32767-30000": must be`},
+		{"range beyond", files + "nodePortRange: 30000-65536\n", `2: nodePortRange: "30000-65536": must be`},
 		{"alias", "clusterName: &a x\n" + files + "nodeAddressTypes: *a\n", "3: nodeAddressTypes: aliases are not allowed"},
 		{"no YAML", files + "a: [\n", "is not YAML"},
 		{"tab", files + "\tclusterName: x\n", "is not YAML: found character that cannot start any token"},
-		{"not a block", "- a\n", "1: must be a block with the keys clusterName, client, nodeAddressTypes"},
+		{"not a block", "- a\n", "1: must be a block with the keys clusterName, client, nodeAddressTypes, nodePortRange"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "cloud.yaml")

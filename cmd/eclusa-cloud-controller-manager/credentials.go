@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/rest"
 )
 
 // credentials are the certificate of this cluster and the CA of the edges. Their
@@ -23,7 +24,7 @@ type credentials struct {
 
 	mu       sync.Mutex
 	pair     *tls.Certificate
-	roots    *x509.CertPool
+	roots    *authorities
 	pairSeen []stamp
 	rootSeen []stamp
 }
@@ -90,24 +91,38 @@ func (c *credentials) RootCAs() (*x509.CertPool, error) {
 	defer c.mu.Unlock()
 	now := stamps(c.files.CAFile)
 	if sameStamps(now, c.rootSeen) {
-		return c.roots, nil
+		return c.roots.pool, nil
 	}
 	c.rootSeen = now
 	roots, err := readRoots(c.files.CAFile)
 	if err != nil {
 		c.log.Error("changed CA of the edges cannot be used, the one before is kept; put it right", zap.Error(err))
-		return c.roots, nil
+		return c.roots.pool, nil
 	}
 	c.roots = roots
 	c.log.Info("CA of the edges has changed and is used for new connections", zap.String("file", c.files.CAFile))
-	return c.roots, nil
+	return c.roots.pool, nil
 }
 
-// expires returns until when the certificate in use is valid.
-func (c *credentials) expires() time.Time {
+// authorities are the CAs of a file.
+type authorities struct {
+	pool    *x509.CertPool
+	expires map[string]time.Time // by subject
+}
+
+// inUse returns the certificate in use, and when the CAs in use expire, after
+// looking whether the files have changed.
+func (c *credentials) inUse() (*x509.Certificate, map[string]time.Time, error) {
+	pair, err := c.Certificate()
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := c.RootCAs(); err != nil {
+		return nil, nil, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.pair.Leaf.NotAfter
+	return pair.Leaf, c.roots.expires, nil
 }
 
 func readPair(files ClientConfig) (*tls.Certificate, error) {
@@ -126,7 +141,7 @@ func readPair(files ClientConfig) (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-func readRoots(file string) (*x509.CertPool, error) {
+func readRoots(file string) (*authorities, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("client.caFile %q: %w", file, err)
@@ -135,7 +150,7 @@ func readRoots(file string) (*x509.CertPool, error) {
 	if !roots.AppendCertsFromPEM(data) {
 		return nil, fmt.Errorf("client.caFile %q: has no certificate in PEM", file)
 	}
-	return roots, nil
+	return &authorities{roots, rest.Expiries(data)}, nil
 }
 
 // stamps returns what the files look like now; a file that cannot be looked at is

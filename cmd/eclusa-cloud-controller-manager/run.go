@@ -47,7 +47,7 @@ func run(ctx context.Context, c *appconfig.CompletedConfig, config Config, creds
 	if err != nil {
 		return err
 	}
-	if err := registerMetrics(l); err != nil {
+	if err := registerMetrics(l, config); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
 	serving, stopServing := context.WithCancel(context.Background())

@@ -181,7 +181,7 @@ func join(c Config, before *predecessor, id *identity, systemd *supervisor, even
 		return nil, err
 	}
 	p.api = rest.NewServer(rest.ServerOptions{Handler: newAPI(c, p.edge, log), TLS: id.config(), Log: log})
-	p.edge.Registry().MustRegister(id.expiry())
+	p.edge.Registry().MustRegister(expiry{id})
 	log.Info("listening", zap.Stringer("api", c.API.Listen), zap.Stringer("management", c.Management.Listen))
 	return p, nil
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/eclusa-lb/eclusa/lb/rest"
@@ -31,6 +30,7 @@ type identity struct {
 	seen    [3]fileVersion
 	cert    *tls.Certificate
 	clients *x509.CertPool
+	cas     map[string]time.Time // when those in clients expire, by subject
 }
 
 // fileVersion tells whether a file has changed.
@@ -87,7 +87,7 @@ func (i *identity) read() error {
 	if !clients.AppendCertsFromPEM(data) {
 		return fmt.Errorf("%s.clientCAFile %q: %w", i.key, i.caFile, errors.New("holds no certificate"))
 	}
-	i.cert, i.clients = &cert, clients
+	i.cert, i.clients, i.cas = &cert, clients, rest.Expiries(data)
 	return nil
 }
 
@@ -114,17 +114,6 @@ func (i *identity) look() {
 		return
 	}
 	i.log.Info("the certificate files have changed and are in use", zap.String("subject", i.cert.Leaf.Subject.CommonName), zap.Time("expires", i.cert.Leaf.NotAfter))
-}
-
-// expiry returns a metric that warns of a certificate that nobody renews.
-func (i *identity) expiry() prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "eclusa_edge_api_certificate_expiry_timestamp_seconds",
-		Help: "When the certificate of the API expires, in seconds since 1970.",
-	}, func() float64 {
-		cert, _ := i.current()
-		return float64(cert.Leaf.NotAfter.Unix())
-	})
 }
 
 // config returns the TLS configuration of the API's server, which follows the
