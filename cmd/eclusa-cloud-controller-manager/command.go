@@ -134,7 +134,7 @@ func (p *program) main(cmd *cobra.Command) error {
 	if err != nil {
 		return &usageError{fmt.Errorf("-v: %w", err)}
 	}
-	log, err := p.log.build(verbosity)
+	log, levels, err := p.log.build(verbosity)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (p *program) main(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	return run(cmd.Context(), completed, config, creds, log)
+	return run(cmd.Context(), completed, config, creds, levels, log)
 }
 
 func (p *program) cloudConfig() string { return p.stock.KubeCloudShared.CloudProvider.CloudConfigFile }

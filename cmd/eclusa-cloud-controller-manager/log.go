@@ -22,36 +22,40 @@ func (o *logOptions) addFlags(fs *pflag.FlagSet) {
 }
 
 // build returns the program's logger and lets klog log through it as well.
-// verbosity is klog's own.
-func (o *logOptions) build(verbosity int) (*zap.Logger, error) {
-	level, err := zapcore.ParseLevel(o.level)
-	if err != nil || level > zapcore.ErrorLevel {
-		return nil, &usageError{fmt.Errorf("--log-level: %q: must be debug, info, warn or error", o.level)}
+// verbosity is klog's own. Both may be changed later through the levels.
+func (o *logOptions) build(verbosity int) (*zap.Logger, *logLevels, error) {
+	level, err := parseLogLevel(o.level)
+	if err != nil {
+		return nil, nil, &usageError{fmt.Errorf("--log-level: %w", err)}
 	}
 	if o.format != "json" && o.format != "console" {
-		return nil, &usageError{fmt.Errorf("--log-format: %q: must be json or console", o.format)}
+		return nil, nil, &usageError{fmt.Errorf("--log-format: %q: must be json or console", o.format)}
 	}
-	log, err := o.config(level).Build()
+	l := &logLevels{program: zap.NewAtomicLevel(), libraries: zap.NewAtomicLevel(), verbosity: verbosity}
+	l.set(level)
+	log, err := o.config(l.program).Build()
 	if err != nil {
-		return nil, fmt.Errorf("building the logger: %w", err)
+		return nil, nil, fmt.Errorf("building the logger: %w", err)
 	}
-	// logr's verbosity n is zap's level -n: what -v lets through must not be
-	// stopped here, nor may it turn on our own debug lines.
-	klogLevel := level
-	if level <= zapcore.InfoLevel {
-		klogLevel = zapcore.Level(-min(max(verbosity, 0), 127))
-	}
-	libraries, err := o.config(klogLevel).Build()
+	libraries, err := o.config(l.libraries).Build()
 	if err != nil {
-		return nil, fmt.Errorf("building the logger of klog: %w", err)
+		return nil, nil, fmt.Errorf("building the logger of klog: %w", err)
 	}
 	klog.SetLoggerWithOptions(zapr.NewLogger(libraries.Named("kubernetes")), klog.ContextualLogger(true))
-	return log, nil
+	return log, l, nil
 }
 
-func (o *logOptions) config(level zapcore.Level) zap.Config {
+func parseLogLevel(text string) (zapcore.Level, error) {
+	level, err := zapcore.ParseLevel(text)
+	if err != nil || level > zapcore.ErrorLevel {
+		return 0, fmt.Errorf("%q: must be debug, info, warn or error", text)
+	}
+	return level, nil
+}
+
+func (o *logOptions) config(level zap.AtomicLevel) zap.Config {
 	c := zap.NewProductionConfig()
-	c.Level = zap.NewAtomicLevelAt(level)
+	c.Level = level
 	c.Encoding = o.format
 	c.Sampling = nil // every line means something, and floods are held back at their source
 	c.DisableCaller = true

@@ -29,7 +29,7 @@ const farewell = 10 * time.Second
 //
 // It returns nil after the first signal, once everything has ended; the second
 // signal kills.
-func run(ctx context.Context, c *appconfig.CompletedConfig, config Config, creds *credentials, log *zap.Logger) error {
+func run(ctx context.Context, c *appconfig.CompletedConfig, config Config, creds *credentials, levels *logLevels, log *zap.Logger) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)()
@@ -52,7 +52,7 @@ func run(ctx context.Context, c *appconfig.CompletedConfig, config Config, creds
 	}
 	serving, stopServing := context.WithCancel(context.Background())
 	defer stopServing()
-	health, served, err := serve(c, serving.Done(), l.watchdog)
+	health, served, err := serve(c, serving.Done(), l.watchdog, levels.endpoint(log))
 	if err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 
 // newManagement returns the status page and the server of the management
 // listener, which has TLS if it was configured.
-func newManagement(c ManagementConfig, e *edge.Edge, events *page.Events, log *zap.Logger) (*page.Page, *http.Server, error) {
+func newManagement(c ManagementConfig, e *edge.Edge, level zap.AtomicLevel, events *page.Events, log *zap.Logger) (*page.Page, *http.Server, error) {
 	access := page.Access{Open: c.Listen.Addr().IsLoopback() && c.TokenFile == "" && c.ClientCAFile == "", Certificate: c.ClientCAFile != ""}
 	if c.TokenFile != "" {
 		token, err := newToken(c.TokenFile, log)
@@ -34,7 +34,7 @@ func newManagement(c ManagementConfig, e *edge.Edge, events *page.Events, log *z
 		return nil, nil, err
 	}
 	s := &http.Server{
-		Handler: p.Handler(e.Management()), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		Handler: withLogLevel(p.Handler(e.Management()), level, log), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ErrorLog: zap.NewStdLog(log),
 	}
 	if c.CertFile != "" {

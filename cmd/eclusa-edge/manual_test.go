@@ -15,7 +15,7 @@ import (
 
 //go:generate go test -run ^TestManual$ . -update
 
-var update = flag.Bool("update", false, "write the manual pages and completions anew")
+var update = flag.Bool("update", false, "rewrite the golden files, manual pages and completions")
 
 // manualDir has what packages install beside the program.
 const manualDir = "../../release/nfpm/generated"

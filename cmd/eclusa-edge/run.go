@@ -33,7 +33,7 @@ const serverTimeout = 5 * time.Second
 // returns when the last connections have ended.
 func run(ctx context.Context, c Config) error {
 	// 1. Everything below logs, so the logger comes first.
-	log, err := newLogger(c.Log)
+	log, level, err := newLogger(c.Log)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func run(ctx context.Context, c Config) error {
 	// 3. The parts: none of them does anything yet.
 	// If an edge runs with the same state directory, it waits for this one from here
 	// on.
-	parts, err := assemble(ctx, c, systemd, events, events.Watch(log))
+	parts, err := assemble(ctx, c, systemd, level, events, events.Watch(log))
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (p *parts) close() {
 	}
 }
 
-func assemble(ctx context.Context, c Config, systemd *supervisor, events *page.Events, log *zap.Logger) (*parts, error) {
+func assemble(ctx context.Context, c Config, systemd *supervisor, level zap.AtomicLevel, events *page.Events, log *zap.Logger) (*parts, error) {
 	// What is wrong with the configuration is found before a running edge is asked
 	// to wait.
 	id, err := newIdentity("api", c.API.CertFile, c.API.KeyFile, c.API.ClientCAFile, log)
@@ -154,7 +154,7 @@ func assemble(ctx context.Context, c Config, systemd *supervisor, events *page.E
 	if err != nil {
 		return nil, err
 	}
-	p, err := join(c, before, id, systemd, events, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
+	p, err := join(c, before, id, systemd, level, events, log) //nolint:contextcheck // a server's life ends with Shutdown, not with a context
 	if err != nil {
 		before.fail(err)
 		return nil, err
@@ -162,7 +162,7 @@ func assemble(ctx context.Context, c Config, systemd *supervisor, events *page.E
 	return p, nil
 }
 
-func join(c Config, before *predecessor, id *identity, systemd *supervisor, events *page.Events, log *zap.Logger) (*parts, error) {
+func join(c Config, before *predecessor, id *identity, systemd *supervisor, level zap.AtomicLevel, events *page.Events, log *zap.Logger) (*parts, error) {
 	// Only now nobody else changes what it remembers.
 	announcer, err := newAnnouncer(c, log)
 	if err != nil {
@@ -172,7 +172,7 @@ func join(c Config, before *predecessor, id *identity, systemd *supervisor, even
 	if err := p.newEdge(c, announcer, systemd, log); err != nil {
 		return nil, err
 	}
-	if p.page, p.management, err = newManagement(c.Management, p.edge, events, log); err != nil {
+	if p.page, p.management, err = newManagement(c.Management, p.edge, level, events, log); err != nil {
 		p.close()
 		return nil, err
 	}
