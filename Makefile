@@ -10,9 +10,6 @@ VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty --abbr
 LDFLAGS := -s -w -X github.com/eclusa-lb/eclusa/version.number=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-# What tests look at things with, as command:package. The lab installs its own.
-TOOLS := chromium:chromium rpm:rpm systemd-analyze:systemd /lib/systemd/systemd:systemd ip:iproute2 setpriv:util-linux
-
 # Packages whose tests need nothing but this machine; the rest is the lab's.
 UNIT = $(shell $(GO) list ./... | grep -v -e /e2e -e /lab)
 
@@ -62,10 +59,7 @@ test-unit: ## the tests of all packages with the race detector; those that need 
 
 .PHONY: tools
 tools: ## install the Debian packages that tests look at things with and that are missing (needs root)
-	@missing=; for tool in $(TOOLS); do command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; done; \
-	[ -z "$$missing" ] || { echo "installing$$missing"; \
-	  apt-get -o DPkg::Lock::Timeout=300 update -q && \
-	  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends $$missing; }
+	@./.ci/tools
 
 .PHONY: test-lab
 test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to end (needs root)

@@ -96,7 +96,7 @@ func (c *session) released(keys []string) {
 		delete(c.held, key)
 	}
 	c.tellHeld()
-	c.log.Info("held removals are confirmed and done", zap.Int("done", len(keys)), zap.Int("still held", len(c.held)), zap.Strings("some", firstOf(keys)))
+	c.log.Info("held removals are confirmed and done", zap.Int("done", len(keys)), zap.Int("stillHeld", len(c.held)), zap.Strings("some", firstOf(keys)))
 	c.fleet.options.Event(c.spec.Name, corev1.EventTypeNormal, "RemovalReleased",
 		fmt.Sprintf("%d held removals are confirmed and done, %d are still held", len(keys), len(c.held)))
 }
@@ -159,7 +159,7 @@ func (c *session) confirmHeld(ctx context.Context, w Wanted) (again time.Duratio
 	}
 	if len(confirmed) == 0 {
 		c.log.Warn("held removals are not confirmed by the API server, they stay held; annotate the Edge to let them pass by hand",
-			zap.Int("held", len(c.held)), zap.Duration("looked up again in", confirmEvery))
+			zap.Int("held", len(c.held)), zap.Duration("in", confirmEvery))
 		return confirmEvery, nil
 	}
 	if err := c.deliver(ctx, config, func(key string) bool { return confirmed[key] }); err != nil {

@@ -178,7 +178,7 @@ func (s *syncer) claim(ctx context.Context) error {
 		return fmt.Errorf("claiming edge %q: %w", s.spec.Name, err)
 	}
 	s.epoch = epoch
-	s.log.Info("edge claimed", zap.String("epoch", string(epoch)), zap.String("holder", c.Holder), zap.Int64("transitions", c.LeaseTransitions))
+	s.log.Info("edge claimed", zap.String("epoch", string(epoch)), zap.String("holder", c.Holder), zap.Int64("leaseTransitions", c.LeaseTransitions))
 	return nil
 }
 

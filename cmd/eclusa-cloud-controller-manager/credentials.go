@@ -80,7 +80,7 @@ func (c *credentials) Certificate() (*tls.Certificate, error) {
 			zap.String("file", c.files.CertFile), zap.String("of", pair.Leaf.Subject.CommonName), zap.String("want", string(c.cluster)))
 	default:
 		c.pair = pair
-		c.log.Info("client certificate has changed and is used for new connections", zap.String("file", c.files.CertFile), zap.Time("until", pair.Leaf.NotAfter))
+		c.log.Info("client certificate has changed and is used for new connections", zap.String("file", c.files.CertFile), zap.Time("expires", pair.Leaf.NotAfter))
 	}
 	return c.pair, nil
 }

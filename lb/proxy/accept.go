@@ -214,7 +214,7 @@ func (e *Engine) release(files int64) {
 func (e *Engine) logLimit(now int64, what string, limit int64) {
 	if held, ok := e.limitLog.pass(now); ok {
 		e.opts.Log.Warn("connections are refused, since the proxy's own limit is reached; raise the limit on open files (LimitNOFILE) or add edges",
-			zap.String("limit", what), zap.Int64("value", limit), zap.Int64("refused before", held))
+			zap.String("limit", what), zap.Int64("value", limit), zap.Int64("refusedBefore", held))
 	}
 }
 
@@ -240,7 +240,7 @@ func (t *tcpListener) exhausted(l *loop, err error) {
 	}
 	if held, ok := l.e.acceptLog.pass(l.now); ok {
 		l.e.opts.Log.Error("connections cannot be accepted, since the machine or the program is out of descriptors or memory; raise the limit on open files (LimitNOFILE) or find who uses them up",
-			zap.Stringer("frontend", t.fe.id), zap.Error(err), zap.Int64("times before", held))
+			zap.Stringer("frontend", t.fe.id), zap.Error(err), zap.Int64("timesBefore", held))
 	}
 	if l.watch(t.slot, t.fd, unix.EPOLL_CTL_MOD, 0) == nil {
 		l.timers.set(&t.rest, l.now+int64(acceptPause), t)
