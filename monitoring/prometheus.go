@@ -57,7 +57,7 @@ type Prometheus struct {
 func Installed() error {
 	for _, program := range []string{"prometheus", "promtool"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("%w: it is in Debian's package prometheus, which `make test-tools` installs", err)
+			return fmt.Errorf("%w: it is in Debian's package prometheus, which `make tools` installs", err)
 		}
 	}
 	return nil
