@@ -66,7 +66,7 @@ func Inspect(c prometheus.Collector) (text string, faults []error) {
 // flatten replaces what differs from run to run.
 func flatten(m *dto.Metric) {
 	for _, l := range m.Label {
-		if name := l.GetName(); name == "version" || strings.HasPrefix(name, "go") {
+		if name := l.GetName(); name == "version" || name == "revision" || name == "goversion" {
 			l.Value = &name
 		}
 	}
