@@ -43,7 +43,8 @@ var imports = []struct {
 	{"edge", []string{"lb", "healthcheck"}, "the daemon's core knows neither HTTP clients nor an engine nor Kubernetes"},
 	{"edge/page", []string{"lb", "healthcheck", "edge"}, "the status page shows what any edge knows, whatever carries its traffic"},
 	{"api/...", nil, "the types of the API stand alone"},
-	{"provider", []string{"lb", "healthcheck", "ipam", "api/..."}, "the provider is handed its edges and cannot tell a network from a fake"},
+	{"report", nil, "what is told to people stands alone, so that both who tells and who prints can use it"},
+	{"provider", []string{"lb", "healthcheck", "ipam", "api/...", "report"}, "the provider is handed its edges and cannot tell a network from a fake"},
 	{"monitoring", nil, "proving what is said about metrics needs nothing but what programs expose"},
 	{"cmd/...", []string{"..."}, "mains join everything"},
 	{"charts/...", nil, "the chart is what users install; its tools read its files"},
@@ -60,7 +61,7 @@ var outside = []struct {
 }{
 	{"k8s.io/", []string{"provider", "api/...", "cmd/eclusa-cloud-controller-manager", "cmd/kubectl-eclusa", "lab/...", "e2e", "bench/..."}, "Kubernetes stays in provider and api"},
 	{"github.com/vishvananda/", []string{"announce/...", "lb/nftables", "lb/lbtest", "cmd/eclusa-edge", "lab/...", "bench/..."}, "the kernel stays in engines and announcers"},
-	{"net/http", []string{"lb/rest", "healthcheck", "edge", "edge/page", "cmd/...", "provider", "monitoring", "lab/...", "e2e", "bench/..."}, "HTTP stays in lb/rest and on the management port"},
+	{"net/http", []string{"lb/rest", "healthcheck", "edge", "edge/page", "cmd/...", "provider", "report", "monitoring", "lab/...", "e2e", "bench/..."}, "HTTP stays in lb/rest and on the management port"},
 	{"testing", []string{"lb/lbtest"}, "tests stay out of the programs"},
 }
 

@@ -79,6 +79,8 @@ type Provider struct {
 	waiters *waiters
 	stock   atomic.Bool
 	class   atomic.Bool
+	// snapshot is replaced in every round.
+	snapshot atomic.Pointer[Snapshot]
 
 	// Set before ready is closed.
 	clients clients
@@ -219,6 +221,7 @@ func (p *Provider) run(ctx context.Context, f fleet) error {
 	r := &reconciler{
 		eyes: p.eyes, controllers: p.controllers, settings: p.options.Settings, fleet: f, writer: w,
 		kick: p.kick, settled: p.settled, log: log.Named("reconciler"), metrics: p.metrics, waiters: p.waiters, decider: newDecider(),
+		publish: p.snapshot.Store,
 	}
 	p.metrics.watch(f)
 	group.Go(func() error { return f.Run(ctx) })

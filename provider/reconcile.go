@@ -48,6 +48,8 @@ type reconciler struct {
 	log         *zap.Logger
 	metrics     *metrics
 	waiters     *waiters
+	// publish takes what was known and decided, unless it is nil.
+	publish func(*Snapshot)
 
 	decider  *decider
 	services newest[*v1.Service]
@@ -94,6 +96,9 @@ func (r *reconciler) round(now time.Time) time.Duration {
 	world, ask := r.look(now)
 	d := r.decider.decide(world)
 	r.settle(d.Writes)
+	if r.publish != nil {
+		r.publish(r.decider.snapshot(world))
+	}
 	for t, uid := range ask {
 		d.Writes[t] = Write{UID: uid, Priority: PriorityAddress}
 	}

@@ -1,0 +1,112 @@
+package provider
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/report"
+)
+
+// limitsOf returns every timeout and limit that is in force for a Service, and
+// where it comes from.
+func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
+	l := t.LoadBalancer
+	complained := map[string]bool{}
+	for _, c := range t.Complaints {
+		complained[c.Field] = true
+	}
+	from := func(a Annotation) string {
+		if _, given := svc.Annotations[string(a)]; given && !complained[string(a)] {
+			return string(a)
+		}
+		return "default"
+	}
+	var out []report.Limit
+	add := func(name, value, from string) { out = append(out, report.Limit{Name: name, Value: value, From: from}) }
+	orDefault := func(d healthcheck.Duration, otherwise time.Duration) string {
+		return short(cmp.Or(d.D(), otherwise))
+	}
+	tcp, udp := false, false
+	for _, li := range l.Listeners {
+		tcp, udp = tcp || li.Protocol == lb.TCP, udp || li.Protocol == lb.UDP
+	}
+	if tcp {
+		add("idle timeout of TCP connections", orDefault(l.IdleTimeout, lb.DefaultIdleTimeout), from(AnnotationIdleTimeout))
+	}
+	if udp {
+		add("idle timeout of UDP sessions", orDefault(l.UDPIdleTimeout, lb.DefaultUDPIdleTimeout), from(AnnotationUDPIdleTimeout))
+	}
+	add("drain timeout", orDefault(l.DrainTimeout, lb.DefaultDrainTimeout), from(AnnotationDrainTimeout))
+	limit := "the edge's own"
+	if l.MaxConnections > 0 {
+		limit = fmt.Sprintf("%d on each edge", l.MaxConnections)
+	}
+	add("connections at once", limit, from(AnnotationMaxConnections))
+	add("algorithm", string(cmp.Or(l.Algorithm, lb.RoundRobin)), from(AnnotationAlgorithm))
+	if l.Affinity != nil {
+		add("client stays with its node", short(l.Affinity.Timeout.D()), "spec.sessionAffinity")
+	} else {
+		add("client stays with its node", "no", "default")
+	}
+	sources, sourcesFrom := "everybody", "default"
+	if len(l.SourceRanges) > 0 {
+		texts := make([]string, len(l.SourceRanges))
+		for i, p := range l.SourceRanges {
+			texts[i] = p.String()
+		}
+		sources, sourcesFrom = strings.Join(texts, ", "), "spec.loadBalancerSourceRanges"
+		if len(svc.Spec.LoadBalancerSourceRanges) == 0 {
+			sourcesFrom = v1.AnnotationLoadBalancerSourceRangesKey
+		}
+	}
+	add("who may connect", sources, sourcesFrom)
+	add("connections of a dead node", string(cmp.Or(l.OnUnhealthy, lb.OnUnhealthyReset)), from(AnnotationOnUnhealthy))
+	open := "all nodes get traffic"
+	if !l.FailOpen {
+		open = "connections are refused"
+	}
+	add("when no node is up", open, "spec.externalTrafficPolicy")
+	return append(out, checkLimits(l.HealthCheck, from)...)
+}
+
+func checkLimits(h lb.HealthCheck, from func(Annotation) string) []report.Limit {
+	s := h.WithDefaults()
+	protocol := from(AnnotationHealthCheckProtocol)
+	for _, a := range []Annotation{AnnotationHealthCheckPort, AnnotationHealthCheckPath} {
+		if f := from(a); protocol == "default" {
+			protocol = f
+		}
+	}
+	return []report.Limit{
+		{Name: "health check", Value: fmt.Sprintf("%s on port %d%s", s.Protocol, h.Port, pathOf(s)), From: protocol},
+		{Name: "health check interval", Value: short(s.Interval.D()), From: from(AnnotationHealthCheckInterval)},
+		{Name: "health check timeout", Value: short(s.Timeout.D()), From: from(AnnotationHealthCheckTimeout)},
+		{Name: "failures until down", Value: fmt.Sprint(s.UnhealthyThreshold), From: from(AnnotationHealthCheckUnhealthyThreshold)},
+		{Name: "successes until up", Value: fmt.Sprint(s.HealthyThreshold), From: from(AnnotationHealthCheckHealthyThreshold)},
+	}
+}
+
+func pathOf(s healthcheck.Spec) string {
+	if s.Path == "" {
+		return ""
+	}
+	return ", path " + s.Path
+}
+
+// short writes a duration without zero parts at its end: 1h for 1h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
