@@ -10,6 +10,8 @@ import (
 	"go.uber.org/zap"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	appconfig "k8s.io/cloud-provider/app/config"
@@ -34,13 +36,13 @@ func newIdentity() (string, error) {
 // returns nil when ctx has ended, after having given the Lease back so that the
 // next leader need not wait for it to expire, and errLeadershipLost when the
 // Lease could not be kept.
-func elect(ctx context.Context, c *appconfig.CompletedConfig, identity string, watchdog *leaderelection.HealthzAdaptor, log *zap.Logger, lead func(context.Context)) error {
+//
+// It calls leads with whoever holds the Lease whenever that changes.
+func elect(ctx context.Context, c *appconfig.CompletedConfig, identity string, watchdog *leaderelection.HealthzAdaptor, log *zap.Logger, leads func(holder string), lead func(context.Context)) error {
 	s := c.ComponentConfig.Generic.LeaderElection
-	lock, err := resourcelock.NewFromKubeconfig(s.ResourceLock, s.ResourceNamespace, s.ResourceName,
-		resourcelock.ResourceLockConfig{Identity: identity, EventRecorder: c.EventRecorder},
-		c.Kubeconfig, s.RenewDeadline.Duration)
+	lock, err := newLock(c, identity)
 	if err != nil {
-		return fmt.Errorf("making the lock of Lease %q: %w", s.ResourceNamespace+"/"+s.ResourceName, err)
+		return err
 	}
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock:          lock,
@@ -51,6 +53,7 @@ func elect(ctx context.Context, c *appconfig.CompletedConfig, identity string, w
 			OnStartedLeading: lead,
 			OnStoppedLeading: func() {},
 			OnNewLeader: func(holder string) {
+				leads(holder)
 				if holder != identity {
 					log.Info("another leads, standing by", zap.String("holder", holder))
 				}
@@ -69,6 +72,27 @@ func elect(ctx context.Context, c *appconfig.CompletedConfig, identity string, w
 	}
 	release(context.WithoutCancel(ctx), lock, log)
 	return nil
+}
+
+// newLock returns the lock of the Lease, as the stock app makes it, but for what
+// the holder tells with it.
+func newLock(c *appconfig.CompletedConfig, identity string) (resourcelock.Interface, error) {
+	s := c.ComponentConfig.Generic.LeaderElection
+	if s.ResourceLock != resourcelock.LeasesResourceLock {
+		return nil, &usageError{fmt.Errorf("--leader-elect-resource-lock: %q: must be %q", s.ResourceLock, resourcelock.LeasesResourceLock)}
+	}
+	config := rest.AddUserAgent(rest.CopyConfig(c.Kubeconfig), "leader-election")
+	// Half of the deadline, so that a request that hangs leaves time for another.
+	config.Timeout = max(s.RenewDeadline.Duration/2, time.Second)
+	client, err := coordinationclient.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making the client of Lease %q: %w", s.ResourceNamespace+"/"+s.ResourceName, err)
+	}
+	return &resourcelock.LeaseLock{
+		LeaseMeta:  metav1.ObjectMeta{Namespace: s.ResourceNamespace, Name: s.ResourceName},
+		Client:     advertisedLeases{client, advertOf(c.SecureServing)},
+		LockConfig: resourcelock.ResourceLockConfig{Identity: identity, EventRecorder: c.EventRecorder},
+	}, nil
 }
 
 // release gives the Lease back if it is ours. The elector would do so as well,

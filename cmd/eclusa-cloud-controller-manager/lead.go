@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 	edgerest "github.com/eclusa-lb/eclusa/lb/rest"
 	"github.com/eclusa-lb/eclusa/provider"
+	"github.com/eclusa-lb/eclusa/report"
 )
 
 // leader is what this program does while it leads.
@@ -34,6 +36,7 @@ type leader struct {
 	provider *provider.Provider
 	log      *zap.Logger
 	leading  atomic.Bool
+	holder   atomic.Pointer[string] // who holds the Lease, as far as we have seen
 }
 
 func newLeader(c *appconfig.CompletedConfig, own Config, creds *credentials, identity string, log *zap.Logger) (*leader, error) {
@@ -53,6 +56,26 @@ func newLeader(c *appconfig.CompletedConfig, own Config, creds *credentials, ide
 			Log:      log,
 		}),
 	}, nil
+}
+
+// reports serves what the leader knows to those who may ask.
+func (l *leader) reports() http.Handler {
+	return report.Handler(report.HandlerOptions{
+		Source: func() report.Source {
+			if s := l.provider.Snapshot(); s != nil && l.leading.Load() {
+				return s
+			}
+			return nil
+		},
+		Identity: l.identity,
+		Leader: func() string {
+			if holder := l.holder.Load(); holder != nil {
+				return *holder
+			}
+			return ""
+		},
+		Version: version,
+	})
 }
 
 // dial makes the client of an edge.

@@ -15,6 +15,7 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/clientgo" // metrics of the API client
 
 	"github.com/eclusa-lb/eclusa/provider"
+	"github.com/eclusa-lb/eclusa/report"
 	"github.com/eclusa-lb/eclusa/version"
 )
 
@@ -52,7 +53,7 @@ func run(ctx context.Context, c *appconfig.CompletedConfig, config Config, creds
 	}
 	serving, stopServing := context.WithCancel(context.Background())
 	defer stopServing()
-	health, served, err := serve(c, serving.Done(), l.watchdog, levels.endpoint(log))
+	health, served, err := serve(c, serving.Done(), l.watchdog, levels.endpoint(log), endpoint{report.Prefix, l.reports()})
 	if err != nil {
 		return err
 	}
@@ -82,7 +83,7 @@ func (l *leader) campaign(ctx context.Context) error {
 	led := make(chan error, 1)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- elect(electing, l.config, l.identity, l.watchdog, l.log, func(leading context.Context) {
+		ended <- elect(electing, l.config, l.identity, l.watchdog, l.log, func(holder string) { l.holder.Store(&holder) }, func(leading context.Context) {
 			close(elected)
 			leading, cancel := context.WithCancel(leading)
 			defer cancel()
