@@ -13,6 +13,13 @@ import (
 	"github.com/eclusa-lb/eclusa/report"
 )
 
+// Limits returns every timeout and limit that is in force for a Service, and
+// where it comes from.
+func Limits(svc *v1.Service) []report.Limit {
+	t := Translate(svc)
+	return limitsOf(svc, &t)
+}
+
 // limitsOf returns every timeout and limit that is in force for a Service, and
 // where it comes from.
 func limitsOf(svc *v1.Service, t *Translation) []report.Limit {

@@ -412,4 +412,3 @@ func BenchmarkSnapshot(b *testing.B) {
 		}
 	})
 }
-

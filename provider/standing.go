@@ -7,7 +7,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -65,20 +64,9 @@ func (a aspect) serving() int {
 func (a aspect) findings() []report.Finding {
 	var out []report.Finding
 	add := func(c condition) {
-		level := report.OK
-		switch {
-		case c.status == metav1.ConditionFalse:
-			level = report.Problem
-		case c.reason == ReasonAssignedPartly || c.reason == ReasonDegraded || c.reason == ReasonAnnotationsIgnored || c.reason == ReasonPending:
-			level = report.Notice
+		if f, trouble := report.OfCondition(c.conditionType, string(c.status), c.reason, c.message, sinceOf(a.svc, c)); trouble {
+			out = append(out, f)
 		}
-		if level == report.OK {
-			return
-		}
-		out = append(out, report.Finding{
-			Level: level, Where: c.conditionType, Reason: c.reason, What: c.message,
-			Since: sinceOf(a.svc, c), Do: report.Advice(c.reason),
-		})
 	}
 	add(a.face.assigned)
 	// That there is nothing to serve without an address need not be said.

@@ -54,6 +54,21 @@ type Finding struct {
 	Do string `json:"do,omitempty"`
 }
 
+// OfCondition returns what a condition of a Service tells of trouble, and false if
+// it tells of none. Status and reason are as in Kubernetes.
+func OfCondition(conditionType, status, reason, message string, since *time.Time) (Finding, bool) {
+	level := OK
+	switch {
+	case status == "False":
+		level = Problem
+	case reason == "AssignedPartly" || reason == "Degraded" || reason == "AnnotationsIgnored" || reason == "Pending":
+		level = Notice
+	}
+	return Finding{
+		Level: level, Where: conditionType, Reason: reason, What: message, Since: since, Do: Advice(reason),
+	}, level != OK
+}
+
 // Worst returns the worst level of findings, OK if there are none.
 func Worst(findings []Finding) Level {
 	worst := OK

@@ -23,6 +23,7 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 	edgerest "github.com/eclusa-lb/eclusa/lb/rest"
 	"github.com/eclusa-lb/eclusa/provider"
+	"github.com/eclusa-lb/eclusa/version"
 	"github.com/eclusa-lb/eclusa/report"
 )
 
@@ -74,7 +75,7 @@ func (l *leader) reports() http.Handler {
 			}
 			return ""
 		},
-		Version: version,
+		Version: version.Number(),
 	})
 }
 
