@@ -149,7 +149,7 @@ func (s *Snapshot) Explain(namespace, name string) (report.Explanation, error) {
 	v := s.view()
 	svc := v.byName[namespace+"/"+name]
 	if svc == nil {
-		return report.Explanation{}, v.whyNotOurs(namespace, name)
+		return report.Explanation{}, fmt.Errorf("%s: %w", v.whyNotOurs(namespace, name), report.ErrNotFound)
 	}
 	a := v.aspectOf(svc)
 	e := report.Explanation{
@@ -180,23 +180,23 @@ func (s *Snapshot) Explain(namespace, name string) (report.Explanation, error) {
 }
 
 // whyNotOurs says why a Service is none of ours.
-func (v *view) whyNotOurs(namespace, name string) error {
+func (v *view) whyNotOurs(namespace, name string) string {
 	for _, svc := range v.Services {
 		if svc.Namespace != namespace || svc.Name != name {
 			continue
 		}
 		switch class := svc.Spec.LoadBalancerClass; {
 		case svc.DeletionTimestamp != nil:
-			return fmt.Errorf("service %q is being deleted: %w", namespace+"/"+name, report.ErrNotFound)
+			return fmt.Sprintf("Service %q is being deleted", namespace+"/"+name)
 		case svc.Spec.Type != "LoadBalancer":
-			return fmt.Errorf("service %q is of type %s, not LoadBalancer: %w", namespace+"/"+name, svc.Spec.Type, report.ErrNotFound)
+			return fmt.Sprintf("Service %q is of type %s, not LoadBalancer", namespace+"/"+name, svc.Spec.Type)
 		case class == nil:
-			return fmt.Errorf("service %q has no class, and the manager runs without %s, so that it serves only spec.loadBalancerClass %s: %w", namespace+"/"+name, StockController, Class, report.ErrNotFound)
+			return fmt.Sprintf("Service %q has no class, and the manager runs without %s, so that it serves only spec.loadBalancerClass %s", namespace+"/"+name, StockController, Class)
 		default:
-			return fmt.Errorf("service %q has spec.loadBalancerClass %s, which another implementation serves: %w", namespace+"/"+name, *class, report.ErrNotFound)
+			return fmt.Sprintf("Service %q has spec.loadBalancerClass %s, which another implementation serves", namespace+"/"+name, *class)
 		}
 	}
-	return fmt.Errorf("there is no Service %q: %w", namespace+"/"+name, report.ErrNotFound)
+	return fmt.Sprintf("there is no Service %q", namespace+"/"+name)
 }
 
 // explainPath follows a connection from address to node.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -139,11 +140,11 @@ func (p planner) service(asked *v1.Service) report.PlannedService {
 	switch {
 	case is == nil && was == nil:
 		out.Action = report.ActionIgnore
-		out.Findings = append(out.Findings, report.Finding{Level: report.Notice, Where: "Service", What: p.after.whyNotOurs(asked.Namespace, asked.Name).Error()})
+		out.Findings = append(out.Findings, report.Finding{Level: report.Notice, Where: "Service", What: p.after.whyNotOurs(asked.Namespace, asked.Name)})
 		return out
 	case is == nil:
 		out.Action = report.ActionRemove
-		out.Findings = append(out.Findings, report.Finding{Level: report.Notice, Where: "Service", What: "the Service is not one of eclusa's any more: " + p.after.whyNotOurs(asked.Namespace, asked.Name).Error()})
+		out.Findings = append(out.Findings, report.Finding{Level: report.Notice, Where: "Service", What: "the Service is not one of eclusa's any more: " + p.after.whyNotOurs(asked.Namespace, asked.Name)})
 	case was == nil:
 		out.Action = report.ActionCreate
 	}
@@ -200,10 +201,10 @@ func (p planner) judge(out *report.PlannedService, a aspect) {
 		out.Findings = append(out.Findings, report.Finding{Level: level, Where: where, Reason: reason, What: what, Do: report.Advice(reason)})
 	}
 	for _, c := range a.of.Refusals {
-		add(report.Problem, c.Field, ReasonNotServable, c.String())
+		add(report.Problem, c.Field, ReasonNotServable, strings.TrimPrefix(c.String(), c.Field+": "))
 	}
 	for _, c := range a.of.Complaints {
-		add(report.Notice, c.Field, ReasonAnnotationsIgnored, c.String())
+		add(report.Notice, c.Field, ReasonAnnotationsIgnored, strings.TrimPrefix(c.String(), c.Field+": "))
 	}
 	switch c := a.face.assigned; {
 	case len(a.of.Refusals) > 0:

@@ -23,6 +23,7 @@ type aspect struct {
 	standings []standing
 	members   map[lb.NodeName]lb.Member
 	vote      vote
+	lastDown  time.Time // when the last member went down, as far as one is not up
 }
 
 // aspectOf looks a Service of ours up.
@@ -44,6 +45,11 @@ func (v *view) aspectOf(svc *v1.Service) aspect {
 		st := v.Fleet[name]
 		a.standings = append(a.standings, standingOf(name, st, a.uid, m.since[a.uid]))
 		states = append(states, st)
+		for node := range a.members {
+			if m, ok := st.Status.Checks[a.of.Check][node]; ok && m.State == healthcheck.Down && m.Since.After(a.lastDown) {
+				a.lastDown = m.Since
+			}
+		}
 	}
 	a.vote = countVotes(a.members, a.of.Check, states)
 	return a
@@ -65,6 +71,9 @@ func (a aspect) findings() []report.Finding {
 	var out []report.Finding
 	add := func(c condition) {
 		if f, trouble := report.OfCondition(c.conditionType, string(c.status), c.reason, c.message, sinceOf(a.svc, c)); trouble {
+			if f.Since == nil && c.reason == ReasonNoneHealthy {
+				f.Since = report.At(a.lastDown.UTC()) // before it is written
+			}
 			out = append(out, f)
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,8 @@ func (p *program) drainCommand() *cobra.Command {
 		Long: `Take an edge or a node out of service, before maintenance. The argument is the name
 of an Edge or a Node, or edge/NAME or node/NAME where both have it.
 
-For an Edge it sets spec.drain. For a Node it sets the label
+For an Edge it sets spec.drain: the edge is to give its addresses to other edges, which
+one that adds them to an interface itself (announce.mode interface) cannot. For a Node it sets the label
 node.kubernetes.io/exclude-from-external-load-balancers: edges send it no new
 connections, established ones go on for the drain timeout of their Service. Pods stay
 where they are; kubectl drain moves them.
@@ -149,7 +151,11 @@ func (c *cluster) setDrain(cmd *cobra.Command, t drainTarget, drained bool) erro
 		if _, err := c.own.Resource(v1alpha1.EdgeResource).Patch(ctx, t.name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
 			return accessError(fmt.Sprintf("setting spec.drain of Edge %q", t.name), err)
 		}
-		_, err := fmt.Fprintf(out, "Edge %s: spec.drain is %t\n", t.name, drained)
+		text := fmt.Sprintf("Edge %s: spec.drain is %t\n", t.name, drained)
+		if drained {
+			text += "it gives its addresses to other edges if its way of announcing them can do that; announce.mode interface cannot\n"
+		}
+		_, err := io.WriteString(out, text)
 		return err
 	}
 	value := "null"

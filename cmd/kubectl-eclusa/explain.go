@@ -116,12 +116,24 @@ func (p *printer) explain(e report.Explanation) {
 	}
 }
 
-// path draws the way of a connection.
+// path draws the way of a connection: what is one level deeper hangs on the last
+// of the level above.
 func (p *printer) path(e report.Explanation) {
 	p.line("client")
-	if len(e.Addresses) == 0 {
-		p.line("└─ %s", p.paint(red, "no address"))
+	indent := ""
+	level := func(lines []string) {
+		for i, l := range lines {
+			branch := "├─ "
+			if i == len(lines)-1 {
+				branch = "└─ "
+			}
+			p.line("%s%s%s", indent, branch, l)
+		}
+		if len(lines) > 0 {
+			indent += "   "
+		}
 	}
+	var addresses, edges []string
 	for _, a := range e.Addresses {
 		text := a.Address
 		if a.Pool != "" {
@@ -130,20 +142,34 @@ func (p *printer) path(e report.Explanation) {
 		if !a.Published {
 			text += ", not in the Service's status"
 		}
-		p.line("└─ %s", text)
+		addresses = append(addresses, text)
 	}
+	if len(addresses) == 0 {
+		addresses = []string{p.paint(red, "no address")}
+	}
+	level(addresses)
 	for _, edge := range e.Edges {
-		p.line("   └─ edge %s: %s", edge.Name, p.standing(edge))
+		edges = append(edges, fmt.Sprintf("edge %s: %s", edge.Name, p.standing(edge)))
 	}
-	for _, l := range e.Listeners {
+	level(edges)
+	for i, l := range e.Listeners {
 		text := fmt.Sprintf("%d/%s", l.Port, l.Protocol)
 		if l.Name != "" {
 			text += " (" + l.Name + ")"
 		}
-		p.line("      └─ %s → %s", text, target(l))
-		for _, m := range e.Members {
-			p.line("         └─ %s", p.member(m, l))
+		branch, below := "├─ ", "│  "
+		if i == len(e.Listeners)-1 {
+			branch, below = "└─ ", "   "
 		}
+		p.line("%s%s%s → %s", indent, branch, text, target(l))
+		outer := indent
+		indent += below
+		members := make([]string, len(e.Members))
+		for j, m := range e.Members {
+			members[j] = p.member(m, l)
+		}
+		level(members)
+		indent = outer
 	}
 }
 

@@ -257,6 +257,9 @@ func (p *printer) plannedService(kind string, s report.PlannedService, out repor
 	for _, l := range s.Listeners {
 		p.line("  %d/%s → %s", l.Port, l.Protocol, target(l))
 	}
+	if s.Action == report.ActionRemove {
+		s.Changes = nil // all of it goes
+	}
 	p.detail(s.Findings, s.Changes, out)
 }
 

@@ -127,7 +127,7 @@ func (p *printer) table(t *table) {
 // findings returns the lines that tell of findings, indented.
 func (p *printer) findings(findings []report.Finding, now time.Time, indent string) []string {
 	var lines []string
-	for _, f := range findings {
+	for i, f := range findings {
 		mark := p.paint(colourOf(string(f.Level)), map[report.Level]string{report.Problem: "✗", report.Notice: "!"}[f.Level])
 		text := f.What
 		if f.Where != "" {
@@ -137,7 +137,8 @@ func (p *printer) findings(findings []report.Finding, now time.Time, indent stri
 			text += " (" + ago(*f.Since, now) + ")"
 		}
 		lines = append(lines, indent+mark+" "+printable(text))
-		if f.Do != "" {
+		// Advice is given once to findings that follow one another.
+		if f.Do != "" && (i+1 == len(findings) || findings[i+1].Do != f.Do) {
 			lines = append(lines, indent+"  "+p.paint(faint, "→ "+printable(f.Do)))
 		}
 	}
