@@ -129,7 +129,9 @@ func TestSupportBundleHasNoSecrets(t *testing.T) {
 			}
 		}
 	}
+	rules := roles(t)
 	for _, r := range api.requests {
+		checkAllowed(t, rules, r)
 		if strings.Contains(r, "/secrets") {
 			t.Errorf("it asked for Secrets: %s", r)
 		}

@@ -2,12 +2,12 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 	"k8s.io/client-go/tools/clientcmd"
@@ -32,8 +32,7 @@ func newProgram() *program {
 }
 
 func newCommand(p *program) *cobra.Command {
-	klog.SetOutput(io.Discard) // what libraries say is for developers
-	klog.LogToStderr(false)
+	klog.SetLogger(logr.Discard()) // what libraries say is for developers
 	root := &cobra.Command{
 		Use:   "kubectl-eclusa",
 		Short: "See and explain how Services of type LoadBalancer are served",

@@ -96,10 +96,13 @@ func (p *printer) edges(s report.Status) {
 		p.line("there is no Edge: nothing can be served; create one: kubectl explain edge.spec")
 		return
 	}
-	t := newTable(1, "EDGE", "STATE", "ENGINE", "VERSION", "REVISION", "SERVING", "BACKENDS UP")
+	t := newTable(1, "EDGE", "STATE", "ENGINE", "VERSION", "CONFIG", "SERVING", "BACKENDS UP")
 	for _, e := range s.Edges {
-		revision := strconv.FormatUint(e.Applied, 10)
-		if e.Applied != e.Desired {
+		revision := "current"
+		switch {
+		case e.Desired == 0:
+			revision = "-"
+		case e.Applied != e.Desired:
 			revision = fmt.Sprintf("%d of %d", e.Applied, e.Desired)
 		}
 		t.row(e.Name, string(report.Worst(e.Findings)), orDash(printable(e.Engine)), orDash(printable(e.Version)), revision,

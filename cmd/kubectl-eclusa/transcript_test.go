@@ -72,6 +72,21 @@ func TestTranscripts(t *testing.T) {
 		defer mu.Unlock()
 		return worlds[ts.Getenv("WORK")]
 	}
+	t.Cleanup(func() { // the scripts run in parallel
+		rules := roles(t)
+		seen := map[string]bool{}
+		for _, w := range worlds {
+			for _, r := range w.api.requests {
+				if !seen[r] {
+					checkAllowed(t, rules, r)
+				}
+				seen[r] = true
+			}
+		}
+		if len(seen) < 20 {
+			t.Errorf("the API server saw %d different requests, want more", len(seen))
+		}
+	})
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", UpdateScripts: *update,
 		Setup: func(env *testscript.Env) error {
