@@ -72,7 +72,7 @@ func (v *view) foresee(ctx context.Context, c *change) (*view, error) {
 	w.Services = replaced(w.Services, c.services)
 	w.Pools = replaced(w.Pools, c.pools)
 	w.Edges = replaced(w.Edges, c.edges)
-	d := v.decider.remember()
+	d := v.remember()
 	for range planRounds {
 		if err := ctx.Err(); err != nil {
 			return nil, err

@@ -33,7 +33,7 @@ func SnapshotOf(w World) *Snapshot { return newSnapshot(w, newDecider()) }
 
 // In returns what the Provider knows and decides when its world has become
 // another.
-func (s *Snapshot) In(w World) *Snapshot { return newSnapshot(w, s.view().decider.remember()) }
+func (s *Snapshot) In(w World) *Snapshot { return newSnapshot(w, s.view().remember()) }
 
 // Wanted returns what each edge is to do, by name of the Edge object. It must
 // not be changed.

@@ -32,8 +32,9 @@ func (l Level) rank() int {
 		return 0
 	case Notice:
 		return 1
+	default:
+		return 2
 	}
-	return 2
 }
 
 // Compare orders the worse level first.

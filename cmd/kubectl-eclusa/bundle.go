@@ -73,7 +73,7 @@ func (p *program) supportBundle(cmd *cobra.Command, file string) error {
 		err = &coded{fmt.Errorf("nothing could be read: %w", errors.Join(b.failures...)), exitAccess}
 	}
 	if err != nil {
-		os.Remove(file)
+		_ = os.Remove(file) // it is ours, and half written
 		return err
 	}
 	for _, failure := range b.failures {

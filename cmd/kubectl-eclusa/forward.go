@@ -11,10 +11,9 @@ import (
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
-	streaming "k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 // forward opens a way to a port of a pod through the API server, and returns
@@ -25,24 +24,23 @@ func (c *cluster) forward(ctx context.Context, pod *v1.Pod, port string) (*url.U
 	if err != nil {
 		return nil, nil, err
 	}
-	old := spdy.NewDialer(upgrader, &http.Client{Transport: roundTripper}, http.MethodPost, target)
-	tunnel, err := portforward.NewSPDYOverWebsocketDialer(target, c.config)
+	old := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: roundTripper}, http.MethodPost, target)
+	tunnel, err := portforward.NewSPDYOverWebsocketDialerForStreaming(target, c.config)
 	if err != nil {
 		return nil, nil, err
 	}
-	dialer := portforward.NewFallbackDialer(tunnel, old, func(err error) bool {
-		// client-go returns errors of both packages.
-		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err) || streaming.IsUpgradeFailure(err) || streaming.IsHTTPSProxyError(err)
+	dialer := portforward.NewFallbackDialerForStreaming(tunnel, old, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	stop, ready := make(chan struct{}), make(chan struct{})
 	var complaints safeBuffer
-	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:" + port}, stop, ready, io.Discard, &complaints)
+	f, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{"0:" + port}, stop, ready, io.Discard, &complaints)
 	if err != nil {
 		return nil, nil, err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- f.ForwardPorts() }()
-	end := func() { close(stop); <-ended }
+	end := func() { close(stop); _ = <-ended }
 	select {
 	case <-ready:
 	case err := <-ended:

@@ -134,7 +134,7 @@ func (c *cluster) leaderPod(ctx context.Context, namespace, identity string) (*v
 func pinned(config *rest.Config, pin []byte) (*http.Client, error) {
 	config = rest.CopyConfig(config)
 	// These are about the API server, and another is asked here.
-	config.TLSClientConfig.CAData, config.TLSClientConfig.CAFile, config.TLSClientConfig.ServerName = nil, "", ""
+	config.CAData, config.CAFile, config.ServerName = nil, "", ""
 	config.Insecure = true
 	tc, err := config.TransportConfig()
 	if err != nil {

@@ -87,8 +87,9 @@ func (p *printer) headline(s report.Status) string {
 		return p.paint(red, "there are problems")
 	case report.Notice:
 		return p.paint(yellow, "traffic is served, with something to look at")
+	default:
+		return p.paint(green, "all is well")
 	}
-	return p.paint(green, "all is well")
 }
 
 func (p *printer) edges(s report.Status) {
