@@ -146,7 +146,7 @@ func (r *round) addressesOn(edge string, s *subject, before *built) []int {
 // has an address of the pool or may have. An edge that has it already keeps it all
 // the same.
 func (r *round) heldByFormer(edge, pool string, s *subject, a netip.Addr) bool {
-	if len(r.serving[pool]) == len(r.live) || r.addressesOf(edge)[a] {
+	if r.Eventual || len(r.serving[pool]) == len(r.live) || r.addressesOf(edge)[a] {
 		return false
 	}
 	held := false

@@ -83,6 +83,7 @@ func (v *view) foresee(ctx context.Context, c *change) (*view, error) {
 		}
 		w.Services = recorded(w.Services, d.proposals)
 	}
+	w.Eventual = true
 	return newView(w, d), nil
 }
 

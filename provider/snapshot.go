@@ -96,7 +96,7 @@ func newView(w World, d *decider) *view {
 	r := &round{decider: d, World: w, nodes: ReadNodes(w.Nodes, w.Settings.NodeAddressTypes), members: map[lb.PoolName]lb.Pool{}}
 	r.pools, r.faults = readPools(w.Pools)
 	r.sortEdges()
-	r.serving = edgeSets(r.pools, r.live)
+	r.serving, r.drained = edgeSets(r.pools, r.live)
 	r.names = sortedNames(r.edges)
 	for _, b := range r.builds {
 		if _, ok := r.members[b.Pool]; !ok {

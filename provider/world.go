@@ -29,6 +29,9 @@ type World struct {
 	// Pools and Edges are our own objects.
 	Pools []*v1alpha1.AddressPool
 	Edges []*v1alpha1.Edge
+	// Eventual asks for decisions as they will be once every edge has let go of what
+	// it is not to have any more, instead of those for now.
+	Eventual bool
 	// Fleet is what is known about the edges.
 	Fleet map[string]EdgeState
 }

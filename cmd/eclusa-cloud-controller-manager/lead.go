@@ -23,8 +23,8 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 	edgerest "github.com/eclusa-lb/eclusa/lb/rest"
 	"github.com/eclusa-lb/eclusa/provider"
-	"github.com/eclusa-lb/eclusa/version"
 	"github.com/eclusa-lb/eclusa/report"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // leader is what this program does while it leads.

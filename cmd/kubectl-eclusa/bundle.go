@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/eclusa-lb/eclusa/report"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 const (
@@ -131,7 +132,7 @@ func (b *bundle) object(name string, value any, err error) {
 // close ends the archive with a table of what is in it and what is not.
 func (b *bundle) close() error {
 	var text strings.Builder
-	fmt.Fprintf(&text, "Support bundle of eclusa, made by kubectl-eclusa %s at %s.\nSecrets were not read; what looked like one was replaced by %s.\n\n", version, b.now.UTC().Format(time.RFC3339), redacted)
+	fmt.Fprintf(&text, "Support bundle of eclusa, made by kubectl-eclusa %s at %s.\nSecrets were not read; what looked like one was replaced by %s.\n\n", version.Number(), b.now.UTC().Format(time.RFC3339), redacted)
 	for _, n := range b.names {
 		fmt.Fprintln(&text, n)
 	}
@@ -149,7 +150,7 @@ func (p *program) collect(cmd *cobra.Command, c *cluster, b *bundle) {
 	if v, err := c.kube.Discovery().ServerVersion(); err != nil {
 		b.failures = append(b.failures, fmt.Errorf("version of the API server: %w", err))
 	} else {
-		b.text("version.txt", fmt.Sprintf("kubectl-eclusa %s\nKubernetes %s\n", version, v.GitVersion))
+		b.text("version.txt", fmt.Sprintf("kubectl-eclusa %s\nKubernetes %s\n", version.Number(), v.GitVersion))
 	}
 	s, err := p.status(cmd, true)
 	b.object("status.yaml", s, err)

@@ -21,6 +21,7 @@ import (
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 	"github.com/eclusa-lb/eclusa/lb"
 	"github.com/eclusa-lb/eclusa/provider"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // cluster is the API server.
@@ -42,7 +43,7 @@ func (p *program) connect() (*cluster, error) {
 		return nil, usageError(fmt.Errorf("reading the kubeconfig: %w", err))
 	}
 	config.QPS, config.Burst = 50, 100
-	config.UserAgent = "kubectl-eclusa/" + version
+	config.UserAgent = "kubectl-eclusa/" + version.Number()
 	if config.Timeout == 0 {
 		config.Timeout = 15 * time.Second
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/eclusa-lb/eclusa/report"
+	"github.com/eclusa-lb/eclusa/version"
 )
 
 // program is what the flags say, and what commands share.
@@ -46,7 +47,7 @@ what Conditions, Edges and AddressPools say, and tells so.
 It exits with 0 if all is well, 1 if it found a problem, 2 if arguments or files
 are wrong, 3 if the API server is not reached or does not allow it, 4 if there is
 no such object, and 5 if something else failed.`,
-		Version:       version,
+		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl eclusa"},

@@ -27,10 +27,10 @@ func (p *program) drainCommand() *cobra.Command {
 		Long: `Take an edge or a node out of service, before maintenance. The argument is the name
 of an Edge or a Node, or edge/NAME or node/NAME where both have it.
 
-For an Edge it sets spec.drain: the edge is to give its addresses to other edges, which
-one that adds them to an interface itself (announce.mode interface) cannot. For a Node it sets the label
-node.kubernetes.io/exclude-from-external-load-balancers: edges send it no new
-connections, established ones go on for the drain timeout of their Service. Pods stay
+For an Edge it sets spec.drain: the edge takes no new connections of this cluster, lets
+the established ones end and then its addresses go; other edges of its pools go on
+serving them. For a Node it sets the label
+node.kubernetes.io/exclude-from-external-load-balancers: edges send it no new connections, established ones go on for the drain timeout of their Service. Pods stay
 where they are; kubectl drain moves them.
 
 First it finds out which Services lose edges or nodes that are up. If one would be
@@ -153,7 +153,7 @@ func (c *cluster) setDrain(cmd *cobra.Command, t drainTarget, drained bool) erro
 		}
 		text := fmt.Sprintf("Edge %s: spec.drain is %t\n", t.name, drained)
 		if drained {
-			text += "it gives its addresses to other edges if its way of announcing them can do that; announce.mode interface cannot\n"
+			text += "it takes no new connections and lets the established ones end; other edges of its pools go on serving their addresses\n"
 		}
 		_, err := io.WriteString(out, text)
 		return err

@@ -12,9 +12,6 @@ import (
 	"syscall"
 )
 
-// version is set by the linker.
-var version = "unknown"
-
 // What the program exits with.
 const (
 	exitProblem  = 1 // a problem was found
