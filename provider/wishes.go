@@ -12,6 +12,7 @@ import (
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/spelling"
 )
 
 // Limits of what is read from annotations.
@@ -231,48 +232,10 @@ func (r *reader) nodeSelector() {
 // and names the one that was probably meant.
 func (r *reader) unknown() {
 	want := "is not an annotation that eclusa knows"
-	if near := nearest(string(r.name)); near != "" {
+	if near := spelling.Nearest(string(r.name), written); near != "" {
 		want += fmt.Sprintf("; did you mean %s?", near)
 	}
 	r.complain(want, "it is not looked at")
-}
-
-// nearest returns the annotation whose name is nearest to name, or nothing if
-// none is near.
-func nearest(name string) Annotation {
-	const far = 5 // changes of one letter
-	best, distance := Annotation(""), far
-	if len(name) > 2*maxSharingKey {
-		return ""
-	}
-	for _, a := range written {
-		if d := editDistance(strings.TrimPrefix(name, Prefix), strings.TrimPrefix(string(a), Prefix)); d < distance {
-			best, distance = a, d
-		}
-	}
-	return best
-}
-
-// editDistance returns how many letters must be added, dropped or replaced to
-// make one text of the other.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // quoted bounds and quotes a value for a message.

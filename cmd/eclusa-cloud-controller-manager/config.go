@@ -2,14 +2,14 @@ package main
 
 import (
 	_ "embed"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/eclusa-lb/eclusa/configfile"
 )
 
 // reference is the commented reference of every key; a test compares it with
@@ -59,71 +59,48 @@ type ClientConfig struct {
 	CAFile   string `yaml:"caFile"`
 }
 
-// maxConfig bounds the file, in bytes.
-const maxConfig = 1 << 20
-
 // addressTypes are those that a Node can have and an edge can reach.
 var addressTypes = []string{
 	string(corev1.NodeInternalIP), string(corev1.NodeExternalIP),
 }
 
 // readConfig reads and checks the file. Its error has a line for each complaint,
-// with file and line number.
+// with file, line and key.
 func readConfig(file string) (Config, error) {
-	info, err := os.Stat(file)
-	if err != nil {
+	c := defaultConfig()
+	if err := configfile.Read(file, &c); err != nil {
 		return Config{}, err
 	}
-	if info.Size() > maxConfig {
-		return Config{}, fmt.Errorf("%s: has %d bytes, more than the %d that a configuration may have", file, info.Size(), maxConfig)
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return Config{}, err
-	}
-	c, complaints := parseConfig(data)
-	var errs []error
-	for _, complaint := range complaints {
-		errs = append(errs, fmt.Errorf("%s:%s", file, complaint))
-	}
-	return c, errors.Join(errs...)
+	return c, nil
 }
 
-// parseConfig decodes a file and says everything that is wrong with it.
-func parseConfig(data []byte) (Config, []complaint) {
-	c := Config{NodeAddressTypes: slices.Clone(addressTypes)}
-	d := decode(data, &c)
-	if d.fatal {
-		return Config{}, d.complaints
-	}
+// defaultConfig returns the configuration of an empty file.
+func defaultConfig() Config { return Config{NodeAddressTypes: slices.Clone(addressTypes)} }
+
+// Check complains about what is wrong in meaning.
+func (c *Config) Check(f *configfile.File) {
 	for _, key := range []struct{ path, value, what string }{
 		{"client.certFile", c.Client.CertFile, "the certificate that `eclusa-edge pki cluster` makes"},
 		{"client.keyFile", c.Client.KeyFile, "the key of client.certFile"},
 		{"client.caFile", c.Client.CAFile, "the CA that edges' certificates come from"},
 	} {
 		if key.value == "" {
-			d.complain(d.lines[key.path], key.path, "is missing: it must name the file with %s", key.what)
+			f.Complain(key.path, "missing; it must name the file with %s", key.what)
 		}
 	}
 	if len(c.NodeAddressTypes) == 0 {
-		d.complain(d.lines["nodeAddressTypes"], "nodeAddressTypes", "must name one of %s at least", strings.Join(addressTypes, ", "))
+		f.Complain("nodeAddressTypes", "missing; it must name %s or both", strings.Join(addressTypes, " or "))
+	}
+	for i, t := range c.NodeAddressTypes {
+		key := fmt.Sprintf("nodeAddressTypes[%d]", i)
+		f.OneOf(key, t, addressTypes...)
+		if slices.Contains(c.NodeAddressTypes[:i], t) {
+			f.Complain(key, "%q: is in the list already", t)
+		}
 	}
 	if _, _, err := c.NodePortRange.bounds(); err != nil {
-		d.complain(d.lines["nodePortRange"], "nodePortRange", "%v", err)
+		f.Complain("nodePortRange", "%v", err)
 	}
-	seen := make(map[string]bool)
-	for i, t := range c.NodeAddressTypes {
-		path := fmt.Sprintf("nodeAddressTypes[%d]", i)
-		switch {
-		case !slices.Contains(addressTypes, t):
-			d.complain(d.lines[path], path, "%q: must be one of %s%s", t, strings.Join(addressTypes, ", "), didYouMean(t, addressTypes))
-		case seen[t]:
-			d.complain(d.lines[path], path, "%q is given twice", t)
-		}
-		seen[t] = true
-	}
-	slices.SortStableFunc(d.complaints, func(a, b complaint) int { return a.line - b.line })
-	return c, d.complaints
 }
 
 // nodeAddressTypes returns the types as Kubernetes has them.

@@ -91,8 +91,8 @@ func TestProgramRefuses(t *testing.T) {
 		{"argument", []string{"x"}, exitFailed, []string{`unknown command "x"`}},
 		{"no file", []string{"--cloud-config=" + dir + "/none.yaml"}, exitUsage, []string{"none.yaml: no such file"}},
 		{"wrong file", []string{"--cloud-config=" + bad}, exitUsage, []string{
-			bad + `:5: clustername: is not a known key: here are clusterName, client, nodeAddressTypes, nodePortRange; did you mean "clusterName"?`,
-			bad + `:6: nodeAddressTypes[0]: "Hostname": must be one of InternalIP, ExternalIP`,
+			bad + `:5: clustername: unknown key; did you mean "clusterName"?`,
+			bad + `:6: nodeAddressTypes[0]: "Hostname": must be InternalIP or ExternalIP`,
 		}},
 		{"wrong name in the file", []string{"--cloud-config=" + other}, exitUsage, []string{`clusterName is "test"`, `is that of cluster "prod"`}},
 		{"wrong name in the flag", []string{"--cloud-config=" + good, "--cluster-name=test"}, exitUsage, []string{`--cluster-name is "test"`, `is that of cluster "prod"`}},

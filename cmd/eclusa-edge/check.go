@@ -1,16 +1,13 @@
 package main
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
+	"github.com/eclusa-lb/eclusa/configfile"
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -18,71 +15,20 @@ import (
 // readConfig reads a configuration file. Everything that is wrong with it comes
 // back in one error of several lines, each with file, line and key.
 func readConfig(path string) (Config, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, fmt.Errorf("read the configuration: %w", err)
-	}
-	c, complaints := parseConfig(data)
-	if len(complaints) == 0 {
-		return c, nil
-	}
-	errs := make([]error, len(complaints))
-	for i, complaint := range complaints {
-		errs[i] = fmt.Errorf("%s: %s", path, complaint)
-	}
-	return Config{}, errors.Join(errs...)
-}
-
-// parseConfig returns the configuration and everything that is wrong with it, in
-// the order of the lines.
-func parseConfig(data []byte) (Config, []complaint) {
 	c := DefaultConfig()
-	d := newDecoder()
-	if !d.decode(data, &c) {
-		return c, d.complaints
+	if err := configfile.Read(path, &c); err != nil {
+		return Config{}, err
 	}
-	k := checker{lines: d.lines, broken: make(map[string]bool)}
-	for _, b := range d.complaints {
-		k.broken[b.Key] = true
-	}
-	k.check(c)
-	all := append(d.complaints, k.complaints...)
-	slices.SortStableFunc(all, func(a, b complaint) int { return cmp.Compare(a.Line, b.Line) })
-	return c, all
+	return c, nil
 }
 
-// A checker looks for what is wrong in meaning, in values that could be read.
-type checker struct {
-	lines      map[string]int
-	broken     map[string]bool // keys that were complained about already
-	complaints []complaint
-}
+// Check complains about what is wrong in meaning.
+func (c *Config) Check(f *configfile.File) { checker{f}.check(*c) }
 
-// complain adds a complaint about a key, unless its value could not be read in
-// the first place.
-func (k *checker) complain(key, format string, args ...any) {
-	if k.broken[key] {
-		return
-	}
-	k.complaints = append(k.complaints, complaint{Line: k.line(key), Key: key, Text: fmt.Sprintf(format, args...)})
-}
+// A checker complains to the file that a configuration was read from.
+type checker struct{ *configfile.File }
 
-// line returns where a key stands, or else the nearest block around it.
-func (k *checker) line(key string) int {
-	for key != "" {
-		if line, ok := k.lines[key]; ok {
-			return line
-		}
-		i := strings.LastIndexAny(key, ".[")
-		if i < 0 {
-			break
-		}
-		key = key[:i]
-	}
-	return 0
-}
-
-func (k *checker) check(c Config) {
+func (k checker) check(c Config) {
 	k.name("name", c.Name, "edge-1")
 	k.path("stateDir", c.StateDir)
 	k.listen("api.listen", c.API.Listen)
@@ -93,27 +39,27 @@ func (k *checker) check(c Config) {
 	k.between("api.requestsPerSecond", int64(c.API.RequestsPerSecond), 1, 100000)
 	k.listen("management.listen", c.Management.Listen)
 	if c.API.Listen == c.Management.Listen && c.API.Listen.Port() != 0 {
-		k.complain("management.listen", "%s: is the address of api.listen too; they must differ", c.Management.Listen)
+		k.Complain("management.listen", "%s: is the address of api.listen too; they must differ", c.Management.Listen)
 	}
 	k.management(c.Management)
-	k.oneOf("engine", c.Engine, "proxy")
-	k.oneOf("announce.mode", c.Announce.Mode, announceNone, announceInterface)
+	k.OneOf("engine", c.Engine, "proxy")
+	k.OneOf("announce.mode", c.Announce.Mode, announceNone, announceInterface)
 	if c.Announce.Mode == announceInterface && c.Announce.Interface == "" {
-		k.complain("announce.interface", `missing; mode "interface" needs the name of a network interface such as eth0`)
+		k.Complain("announce.interface", `missing; mode "interface" needs the name of a network interface such as eth0`)
 	}
 	if c.Announce.Mode == announceNone && c.Announce.Interface != "" {
-		k.complain("announce.interface", `%q: has no meaning with mode "none"; set mode to "interface" or remove it`, c.Announce.Interface)
+		k.Complain("announce.interface", `%q: has no meaning with mode "none"; set mode to "interface" or remove it`, c.Announce.Interface)
 	}
 	k.between("health.probesPerSecond", int64(c.Health.ProbesPerSecond), 1, 1000000)
 	k.proxy(c.Proxy)
 	k.duration("drainTimeout", c.DrainTimeout, 0, 24*time.Hour)
 	k.duration("upgradeDrainTimeout", c.UpgradeDrainTimeout, 0, 7*24*time.Hour)
-	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	k.oneOf("log.format", c.Log.Format, "console", "json")
+	k.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	k.OneOf("log.format", c.Log.Format, "console", "json")
 	k.clusters(c.Clusters)
 }
 
-func (k *checker) management(m ManagementConfig) {
+func (k checker) management(m ManagementConfig) {
 	for _, f := range []struct{ key, path string }{
 		{"tokenFile", m.TokenFile}, {"certFile", m.CertFile}, {"keyFile", m.KeyFile}, {"clientCAFile", m.ClientCAFile},
 	} {
@@ -123,15 +69,15 @@ func (k *checker) management(m ManagementConfig) {
 	}
 	switch {
 	case m.CertFile != "" && m.KeyFile == "":
-		k.complain("management.keyFile", "missing; certFile needs the key of the certificate")
+		k.Complain("management.keyFile", "missing; certFile needs the key of the certificate")
 	case m.CertFile == "" && m.KeyFile != "":
-		k.complain("management.certFile", "missing; keyFile needs its certificate")
+		k.Complain("management.certFile", "missing; keyFile needs its certificate")
 	case m.CertFile == "" && m.ClientCAFile != "":
-		k.complain("management.clientCAFile", "%q: client certificates need HTTPS; set certFile and keyFile too, or remove it", m.ClientCAFile)
+		k.Complain("management.clientCAFile", "%q: client certificates need HTTPS; set certFile and keyFile too, or remove it", m.ClientCAFile)
 	}
 }
 
-func (k *checker) proxy(p ProxyConfig) {
+func (k checker) proxy(p ProxyConfig) {
 	const most = 16 << 20
 	k.duration("proxy.dialTimeout", p.DialTimeout, 10*time.Millisecond, time.Minute)
 	k.between("proxy.maxConnections", int64(p.MaxConnections), 0, most)
@@ -139,16 +85,16 @@ func (k *checker) proxy(p ProxyConfig) {
 	k.between("proxy.udpSessionsPerSource", int64(p.UDPSessionsPerSource), 1, most)
 }
 
-func (k *checker) clusters(clusters []ClusterConfig) {
+func (k checker) clusters(clusters []ClusterConfig) {
 	if len(clusters) == 0 {
-		k.complain("clusters", "missing; the edge needs at least one cluster to serve")
+		k.Complain("clusters", "missing; the edge needs at least one cluster to serve")
 	}
 	names := make(map[string]int)
 	for i, c := range clusters {
 		key := fmt.Sprintf("clusters[%d]", i)
 		k.name(key+".name", c.Name, "prod")
 		if first, ok := names[c.Name]; ok && c.Name != "" {
-			k.complain(key+".name", "%q: clusters[%d] on line %d has this name already", c.Name, first, k.line(fmt.Sprintf("clusters[%d].name", first)))
+			k.Complain(key+".name", "%q: clusters[%d] on line %d has this name already", c.Name, first, k.Line(fmt.Sprintf("clusters[%d].name", first)))
 		}
 		names[c.Name] = i
 		k.ranges(key+".addressRanges", c.AddressRanges, true)
@@ -156,7 +102,7 @@ func (k *checker) clusters(clusters []ClusterConfig) {
 		k.ranges(key+".sharedRanges", c.SharedRanges, false)
 		for j, s := range c.SharedRanges {
 			if s.IsValid() && !within(s, c.AddressRanges) {
-				k.complain(fmt.Sprintf("%s.sharedRanges[%d]", key, j), "%s: does not lie within any of the cluster's addressRanges", s)
+				k.Complain(fmt.Sprintf("%s.sharedRanges[%d]", key, j), "%s: does not lie within any of the cluster's addressRanges", s)
 			}
 		}
 		const most = 1 << 20
@@ -170,7 +116,7 @@ func (k *checker) clusters(clusters []ClusterConfig) {
 }
 
 // overlap complains about ranges that two clusters have both and do not share.
-func (k *checker) overlap(clusters []ClusterConfig, first, second int) {
+func (k checker) overlap(clusters []ClusterConfig, first, second int) {
 	a, b := clusters[first], clusters[second]
 	for i, p := range a.AddressRanges {
 		for j, q := range b.AddressRanges {
@@ -184,9 +130,9 @@ func (k *checker) overlap(clusters []ClusterConfig, first, second int) {
 			if within(both, a.SharedRanges) && within(both, b.SharedRanges) {
 				continue
 			}
-			k.complain(fmt.Sprintf("clusters[%d].addressRanges[%d]", second, j),
+			k.Complain(fmt.Sprintf("clusters[%d].addressRanges[%d]", second, j),
 				"%s of cluster %q: overlaps %s of cluster %q on line %d; separate them, or list %s in sharedRanges of both",
-				q, b.Name, p, a.Name, k.line(fmt.Sprintf("clusters[%d].addressRanges[%d]", first, i)), both)
+				q, b.Name, p, a.Name, k.Line(fmt.Sprintf("clusters[%d].addressRanges[%d]", first, i)), both)
 		}
 	}
 }
@@ -198,71 +144,65 @@ func within(p netip.Prefix, ranges []netip.Prefix) bool {
 	})
 }
 
-func (k *checker) ranges(key string, ranges []netip.Prefix, required bool) {
+func (k checker) ranges(key string, ranges []netip.Prefix, required bool) {
 	if required && len(ranges) == 0 {
-		k.complain(key, "missing; a list of ranges such as 192.0.2.0/24 is required")
+		k.Complain(key, "missing; a list of ranges such as 192.0.2.0/24 is required")
 	}
 	for i, p := range ranges {
 		at := fmt.Sprintf("%s[%d]", key, i)
 		switch {
 		case !p.IsValid():
 		case p != p.Masked():
-			k.complain(at, "%s: has bits beyond its length; did you mean %s?", p, p.Masked())
+			k.Complain(at, "%s: has bits beyond its length; did you mean %s?", p, p.Masked())
 		case p.Addr().Is4In6():
-			k.complain(at, "%s: write IPv4 ranges as IPv4", p)
+			k.Complain(at, "%s: write IPv4 ranges as IPv4", p)
 		case slices.Contains(ranges[:i], p):
-			k.complain(at, "%s: is in the list already", p)
+			k.Complain(at, "%s: is in the list already", p)
 		}
 	}
 }
 
-func (k *checker) listen(key string, a netip.AddrPort) {
+func (k checker) listen(key string, a netip.AddrPort) {
 	switch {
 	case !a.IsValid():
-		k.complain(key, "missing; an address and a port such as 192.0.2.10:7443 is required")
+		k.Complain(key, "missing; an address and a port such as 192.0.2.10:7443 is required")
 	case a.Addr().IsUnspecified():
-		k.complain(key, "%s: a wildcard address would make it reachable through the addresses of load balancers; name one address of this machine", a)
+		k.Complain(key, "%s: a wildcard address would make it reachable through the addresses of load balancers; name one address of this machine", a)
 	case a.Addr().IsMulticast():
-		k.complain(key, "%s: must not be a multicast address", a)
+		k.Complain(key, "%s: must not be a multicast address", a)
 	case a.Port() == 0:
-		k.complain(key, "%s: the port must not be 0", a)
+		k.Complain(key, "%s: the port must not be 0", a)
 	}
 }
 
-func (k *checker) name(key, name, example string) {
+func (k checker) name(key, name, example string) {
 	if name == "" {
-		k.complain(key, "missing; a name such as %q is required", example)
+		k.Complain(key, "missing; a name such as %q is required", example)
 		return
 	}
 	if !validName(name) {
-		k.complain(key, "%q: must be lower-case letters, digits, \"-\" and \".\", begin and end with a letter or digit, and be at most 63 long", name)
+		k.Complain(key, "%q: must be lower-case letters, digits, \"-\" and \".\", begin and end with a letter or digit, and be at most 63 long", name)
 	}
 }
 
-func (k *checker) path(key, path string) {
+func (k checker) path(key, path string) {
 	switch {
 	case path == "":
-		k.complain(key, "missing; the absolute path of a file is required")
+		k.Complain(key, "missing; the absolute path of a file is required")
 	case !filepath.IsAbs(path):
-		k.complain(key, "%q: must be an absolute path", path)
+		k.Complain(key, "%q: must be an absolute path", path)
 	}
 }
 
-func (k *checker) between(key string, v, low, high int64) {
+func (k checker) between(key string, v, low, high int64) {
 	if v < low || v > high {
-		k.complain(key, "%d: must be from %d to %d", v, low, high)
+		k.Complain(key, "%d: must be from %d to %d", v, low, high)
 	}
 }
 
-func (k *checker) duration(key string, v healthcheck.Duration, low, high time.Duration) {
+func (k checker) duration(key string, v healthcheck.Duration, low, high time.Duration) {
 	if v.D() < low || v.D() > high {
-		k.complain(key, "%s: must be from %s to %s", v, low, high)
-	}
-}
-
-func (k *checker) oneOf(key, v string, known ...string) {
-	if !slices.Contains(known, v) {
-		k.complain(key, "%q: must be %s", v, strings.Join(known, " or "))
+		k.Complain(key, "%s: must be from %s to %s", v, low, high)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/spelling"
 )
 
 func newClusterCommand() *cobra.Command {
@@ -63,5 +64,5 @@ func (c Config) known(name string) error {
 	if slices.Contains(names, name) {
 		return nil
 	}
-	return fmt.Errorf("cluster %q: is not in the configuration%s", name, suggestion(name, names))
+	return fmt.Errorf("cluster %q: is not in the configuration; %s", name, spelling.Hint(name, names))
 }

@@ -86,3 +86,20 @@ func newVersionCommand() *cobra.Command {
 		},
 	}
 }
+
+// withConfig makes a command need the edge's configuration and nothing else.
+func withConfig(c *cobra.Command, run func(c *cobra.Command, config Config) error) *cobra.Command {
+	path := c.Flags().String("config", "", "the edge's configuration file (required)")
+	c.Args = cobra.NoArgs
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *path == "" {
+			return errors.New("--config is missing: the configuration file of the edge")
+		}
+		config, err := readConfig(*path)
+		if err != nil {
+			return err
+		}
+		return run(c, config)
+	}
+	return c
+}

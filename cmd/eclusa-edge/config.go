@@ -121,8 +121,8 @@ func DefaultConfig() Config {
 	}
 }
 
-// setDefaults fills in what a cluster's entry leaves out.
-func (c *ClusterConfig) setDefaults() {
+// SetDefaults fills in what a cluster's entry leaves out.
+func (c *ClusterConfig) SetDefaults() {
 	c.MaxLoadBalancers = 10000
 	c.MaxListeners = 50000
 	c.MaxNodes = 5000

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/eclusa-lb/eclusa/configfile"
 )
 
 // example are the keys of the reference that have no default.
@@ -20,8 +22,8 @@ var example = []string{
 }
 
 func TestReferenceIsCompleteAndTellsTheDefaults(t *testing.T) {
-	got, complaints := parseConfig([]byte(reference))
-	for _, c := range complaints {
+	got := DefaultConfig()
+	for _, c := range configfile.Decode([]byte(reference), &got) {
 		t.Errorf("reference.yaml: %s", c)
 	}
 	var doc yaml.Node
@@ -32,7 +34,7 @@ func TestReferenceIsCompleteAndTellsTheDefaults(t *testing.T) {
 	leaves(doc.Content[0], "", inFile)
 	want := DefaultConfig()
 	want.Clusters = make([]ClusterConfig, 1)
-	want.Clusters[0].setDefaults()
+	want.Clusters[0].SetDefaults()
 	values := make(map[string][2]string)
 	compare(reflect.ValueOf(got), reflect.ValueOf(want), "", values)
 	for key, v := range values {
@@ -98,50 +100,50 @@ clusters:
 func TestComplaints(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"nothing", good, ""},
-		{"unknown key", good + "mangement: {}\n", `line 11: mangement: unknown key; did you mean "management"?`},
-		{"unknown key far from all", good + "xyzzy: 1\n", `line 11: xyzzy: unknown key; known here are name, stateDir, api,`},
-		{"unknown key in a cluster", good + "  nodeRange: []\n", `line 11: clusters[0].nodeRange: unknown key; did you mean "nodeRanges"?`},
-		{"doubled key", good + "name: other\n", "line 11: name: given twice; the first is on line 1"},
-		{"no YAML", "name: [a\n", "not YAML"},
-		{"wrong kind", good + "health: 3\n", "line 11: health: must be a block of keys, one of probesPerSecond"},
-		{"wrong number", good + "health: {probesPerSecond: many}\n", `line 11: health.probesPerSecond: "many": must be a whole number`},
-		{"number out of range", good + "health: {probesPerSecond: 0}\n", "line 11: health.probesPerSecond: 0: must be from 1 to 1000000"},
-		{"wrong truth", good + "shareHostAddress: maybe\n", `line 11: shareHostAddress: "maybe": must be true or false`},
-		{"wrong duration", good + "drainTimeout: 30\n", `line 11: drainTimeout: duration "30": must be a number with unit`},
-		{"wildcard API", strings.Replace(good, "10.0.0.1:7443", "0.0.0.0:7443", 1), "line 3: api.listen: 0.0.0.0:7443: a wildcard address would make it reachable"},
-		{"wildcard management", good + "management: {listen: '[::]:9980'}\n", "line 11: management.listen: [::]:9980: a wildcard address"},
-		{"same listener twice", good + "management: {listen: 10.0.0.1:7443}\n", "line 11: management.listen: 10.0.0.1:7443: is the address of api.listen too"},
-		{"listener without port", strings.Replace(good, "10.0.0.1:7443", "10.0.0.1", 1), `line 3: api.listen: "10.0.0.1": must be an address and a port`},
-		{"host name", strings.Replace(good, "10.0.0.1:7443", "localhost:7443", 1), `line 3: api.listen: "localhost:7443": must be an address and a port`},
+		{"unknown key", good + "mangement: {}\n", `11: mangement: unknown key; did you mean "management"?`},
+		{"unknown key far from all", good + "xyzzy: 1\n", `11: xyzzy: unknown key; known here are name, stateDir, api,`},
+		{"unknown key in a cluster", good + "  nodeRange: []\n", `11: clusters[0].nodeRange: unknown key; did you mean "nodeRanges"?`},
+		{"doubled key", good + "name: other\n", "11: name: given twice; the first is on line 1"},
+		{"no YAML", "name: [a\n", "2: is not YAML: "},
+		{"wrong kind", good + "health: 3\n", "11: health: must be a block with the keys probesPerSecond"},
+		{"wrong number", good + "health: {probesPerSecond: many}\n", `11: health.probesPerSecond: "many": must be a whole number`},
+		{"number out of range", good + "health: {probesPerSecond: 0}\n", "11: health.probesPerSecond: 0: must be from 1 to 1000000"},
+		{"wrong truth", good + "shareHostAddress: maybe\n", `11: shareHostAddress: "maybe": must be true or false`},
+		{"wrong duration", good + "drainTimeout: 30\n", `11: drainTimeout: duration "30": must be a number with unit`},
+		{"wildcard API", strings.Replace(good, "10.0.0.1:7443", "0.0.0.0:7443", 1), "3: api.listen: 0.0.0.0:7443: a wildcard address would make it reachable"},
+		{"wildcard management", good + "management: {listen: '[::]:9980'}\n", "11: management.listen: [::]:9980: a wildcard address"},
+		{"same listener twice", good + "management: {listen: 10.0.0.1:7443}\n", "11: management.listen: 10.0.0.1:7443: is the address of api.listen too"},
+		{"listener without port", strings.Replace(good, "10.0.0.1:7443", "10.0.0.1", 1), `3: api.listen: "10.0.0.1": must be an address and a port`},
+		{"host name", strings.Replace(good, "10.0.0.1:7443", "localhost:7443", 1), `3: api.listen: "localhost:7443": must be an address and a port`},
 		{"no clusters", good[:strings.Index(good, "clusters:")], "clusters: missing"},
-		{"no ranges", strings.Replace(good, "  nodeRanges: [10.2.0.0/24]\n", "", 1), "line 8: clusters[0].nodeRanges: missing"},
-		{"single address", strings.Replace(good, "10.2.0.0/24", "10.2.0.1", 1), "line 10: clusters[0].nodeRanges[0]: \"10.2.0.1\": must be a range such as 192.0.2.0/24; for this single address write 10.2.0.1/32"},
-		{"host bits", strings.Replace(good, "10.2.0.0/24", "10.2.0.1/24", 1), "line 10: clusters[0].nodeRanges[0]: 10.2.0.1/24: has bits beyond its length; did you mean 10.2.0.0/24?"},
-		{"same name twice", good + "- {name: prod, addressRanges: [10.3.0.0/24], nodeRanges: [10.2.0.0/24]}\n", `line 11: clusters[1].name: "prod": clusters[0] on line 8 has this name already`},
-		{"overlap", good + "- {name: dev, addressRanges: [10.1.0.128/25], nodeRanges: [10.2.0.0/24]}\n", `line 11: clusters[1].addressRanges[0]: 10.1.0.128/25 of cluster "dev": overlaps 10.1.0.0/24 of cluster "prod" on line 9; separate them, or list 10.1.0.128/25 in sharedRanges of both`},
+		{"no ranges", strings.Replace(good, "  nodeRanges: [10.2.0.0/24]\n", "", 1), "8: clusters[0].nodeRanges: missing"},
+		{"single address", strings.Replace(good, "10.2.0.0/24", "10.2.0.1", 1), "10: clusters[0].nodeRanges[0]: \"10.2.0.1\": must be a range such as 192.0.2.0/24; for this single address write 10.2.0.1/32"},
+		{"host bits", strings.Replace(good, "10.2.0.0/24", "10.2.0.1/24", 1), "10: clusters[0].nodeRanges[0]: 10.2.0.1/24: has bits beyond its length; did you mean 10.2.0.0/24?"},
+		{"same name twice", good + "- {name: prod, addressRanges: [10.3.0.0/24], nodeRanges: [10.2.0.0/24]}\n", `11: clusters[1].name: "prod": clusters[0] on line 8 has this name already`},
+		{"overlap", good + "- {name: dev, addressRanges: [10.1.0.128/25], nodeRanges: [10.2.0.0/24]}\n", `11: clusters[1].addressRanges[0]: 10.1.0.128/25 of cluster "dev": overlaps 10.1.0.0/24 of cluster "prod" on line 9; separate them, or list 10.1.0.128/25 in sharedRanges of both`},
 		{"overlap shared by one", good + "- {name: dev, addressRanges: [10.1.0.128/25], sharedRanges: [10.1.0.128/25], nodeRanges: [10.2.0.0/24]}\n", `overlaps 10.1.0.0/24 of cluster "prod"`},
 		{"overlap shared by both", strings.Replace(good, "  nodeRanges", "  sharedRanges: [10.1.0.128/25]\n  nodeRanges", 1) + "- {name: dev, addressRanges: [10.1.0.128/25], sharedRanges: [10.1.0.128/25], nodeRanges: [10.2.0.0/24]}\n", ""},
-		{"shared outside", good + "  sharedRanges: [10.9.0.0/24]\n", "line 11: clusters[0].sharedRanges[0]: 10.9.0.0/24: does not lie within any of the cluster's addressRanges"},
-		{"wrong pin", good + "  keyPins: [abc]\n", `line 11: clusters[0].keyPins[0]: "abc": must be the SHA-256 of a public key`},
+		{"shared outside", good + "  sharedRanges: [10.9.0.0/24]\n", "11: clusters[0].sharedRanges[0]: 10.9.0.0/24: does not lie within any of the cluster's addressRanges"},
+		{"wrong pin", good + "  keyPins: [abc]\n", `11: clusters[0].keyPins[0]: "abc": must be the SHA-256 of a public key`},
 		{"pins", good + "  keyPins: [" + strings.Repeat("ab", 32) + ", q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=]\n", ""},
-		{"wrong name", strings.Replace(good, "edge-1", "Edge_1", 1), `line 1: name: "Edge_1": must be lower-case letters`},
-		{"relative path", strings.Replace(good, "/ca.crt", "ca.crt", 1), `line 6: api.clientCAFile: "ca.crt": must be an absolute path`},
-		{"relative token file", good + "management:\n  tokenFile: token\n", `line 12: management.tokenFile: "token": must be an absolute path`},
-		{"certificate without key", good + "management: {certFile: /m.crt}\n", "line 11: management.keyFile: missing; certFile needs the key"},
-		{"key without certificate", good + "management: {keyFile: /m.key}\n", "line 11: management.certFile: missing; keyFile needs its certificate"},
-		{"client certificates without HTTPS", good + "management:\n  listen: 10.0.0.1:9980\n  clientCAFile: /ca.crt\n", `line 13: management.clientCAFile: "/ca.crt": client certificates need HTTPS; set certFile and keyFile too`},
+		{"wrong name", strings.Replace(good, "edge-1", "Edge_1", 1), `1: name: "Edge_1": must be lower-case letters`},
+		{"relative path", strings.Replace(good, "/ca.crt", "ca.crt", 1), `6: api.clientCAFile: "ca.crt": must be an absolute path`},
+		{"relative token file", good + "management:\n  tokenFile: token\n", `12: management.tokenFile: "token": must be an absolute path`},
+		{"certificate without key", good + "management: {certFile: /m.crt}\n", "11: management.keyFile: missing; certFile needs the key"},
+		{"key without certificate", good + "management: {keyFile: /m.key}\n", "11: management.certFile: missing; keyFile needs its certificate"},
+		{"client certificates without HTTPS", good + "management:\n  listen: 10.0.0.1:9980\n  clientCAFile: /ca.crt\n", `13: management.clientCAFile: "/ca.crt": client certificates need HTTPS; set certFile and keyFile too`},
 		{"HTTPS with both", good + "management: {tokenFile: /token, certFile: /m.crt, keyFile: /m.key, clientCAFile: /ca.crt}\n", ""},
-		{"interface without name", good + "announce: {mode: interface}\n", "line 11: announce.interface: missing"},
-		{"interface without mode", good + "announce: {interface: eth0}\n", `line 11: announce.interface: "eth0": has no meaning with mode "none"`},
-		{"unknown mode", good + "announce: {mode: bgp}\n", `line 11: announce.mode: "bgp": must be none or interface`},
-		{"unknown engine", good + "engine: nftables\n", `line 11: engine: "nftables": must be proxy`},
-		{"alias", good + "management: &a {listen: 127.0.0.1:1}\nlog: *a\n", "line 12: log: aliases are not understood"},
+		{"interface without name", good + "announce: {mode: interface}\n", "11: announce.interface: missing"},
+		{"interface without mode", good + "announce: {interface: eth0}\n", `11: announce.interface: "eth0": has no meaning with mode "none"`},
+		{"unknown mode", good + "announce: {mode: bgp}\n", `11: announce.mode: "bgp": must be none or interface`},
+		{"unknown engine", good + "engine: nftables\n", `11: engine: "nftables": must be proxy`},
+		{"alias", good + "management: &a {listen: 127.0.0.1:1}\nlog: *a\n", "12: log: aliases are not allowed"},
 		{"empty key keeps the default", good + "log:\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, complaints := parseConfig([]byte(c.text))
+			config := DefaultConfig()
 			var got []string
-			for _, complaint := range complaints {
+			for _, complaint := range configfile.Decode([]byte(c.text), &config) {
 				got = append(got, complaint.String())
 			}
 			if c.want == "" && len(got) > 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)) {
@@ -165,7 +167,7 @@ func TestAllComplaintsAtOnce(t *testing.T) {
 		t.Errorf("got %d complaints; want 10:\n%v", len(lines), err)
 	}
 	for _, l := range lines {
-		if !strings.HasPrefix(l, path+": ") {
+		if !strings.HasPrefix(l, path+":") {
 			t.Errorf("complaint %q does not begin with the file", l)
 		}
 	}
@@ -190,8 +192,8 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte("a: &a [*a]\n"))
 	f.Add([]byte("? [a]\n: b\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, complaints := parseConfig(data)
-		for _, c := range complaints {
+		config := DefaultConfig()
+		for _, c := range configfile.Decode(data, &config) {
 			if c.Text == "" {
 				t.Errorf("a complaint without text: %+v", c)
 			}

@@ -6,11 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
-	"fmt"
-	"net/netip"
 	"strings"
-
-	"github.com/eclusa-lb/eclusa/healthcheck"
 )
 
 // KeyPin is the SHA-256 fingerprint of a public key (its DER form, as in the
@@ -38,20 +34,3 @@ func (p KeyPin) String() string { return hex.EncodeToString(p[:]) }
 
 // pinOf returns the pin of a certificate's key.
 func pinOf(c *x509.Certificate) KeyPin { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
-
-// explain says what would have been right in place of a value that could not be
-// read.
-func explain(into any, value string, err error) string {
-	switch into.(type) {
-	case *netip.AddrPort:
-		return fmt.Sprintf("%q: must be an address and a port such as 192.0.2.10:7443 or [2001:db8::1]:7443", value)
-	case *netip.Prefix:
-		if a, perr := netip.ParseAddr(value); perr == nil {
-			return fmt.Sprintf("%q: must be a range such as 192.0.2.0/24; for this single address write %s/%d", value, a, a.BitLen())
-		}
-		return fmt.Sprintf("%q: must be a range such as 192.0.2.0/24 or 2001:db8::/64", value)
-	case *healthcheck.Duration:
-		return err.Error()
-	}
-	return fmt.Sprintf("%q: %v", value, err)
-}

@@ -13,8 +13,7 @@ import (
 )
 
 func newUpgradeCommand() *cobra.Command {
-	var path string
-	c := &cobra.Command{
+	return withConfig(&cobra.Command{
 		Use:   "upgrade --config FILE",
 		Short: "Replace the running edge by a new process without losing a connection",
 		Long: `Replace the running edge by a new process without losing a connection.
@@ -26,25 +25,14 @@ which ends with the last of them, after upgradeDrainTimeout at the latest.
 
 If nothing comes of it the running edge serves as before, and the reason is
 printed. The configuration file is checked first.`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if path == "" {
-				return errors.New("--config is missing: the configuration file of the edge")
-			}
-			config, err := readConfig(path)
-			if err != nil {
-				return err
-			}
-			o, err := askUpgrade(c.Context(), config)
-			if err != nil {
-				return err
-			}
-			tell(c.ErrOrStderr(), "Process %d serves, %s after it was started.", o.PID, o.Took.Round(time.Millisecond))
-			return nil
-		},
-	}
-	c.Flags().StringVar(&path, "config", "", "the edge's configuration file (required)")
-	return c
+	}, func(c *cobra.Command, config Config) error {
+		o, err := askUpgrade(c.Context(), config)
+		if err != nil {
+			return err
+		}
+		tell(c.ErrOrStderr(), "Process %d serves, %s after it was started.", o.PID, o.Took.Round(time.Millisecond))
+		return nil
+	})
 }
 
 func askUpgrade(ctx context.Context, c Config) (handover.Outcome, error) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -13,8 +12,7 @@ import (
 )
 
 func newWithdrawCommand() *cobra.Command {
-	var path string
-	c := &cobra.Command{
+	return withConfig(&cobra.Command{
 		Use:   "withdraw --config FILE",
 		Short: "Take the load balancers' addresses off this machine, for good",
 		Long: `Take the load balancers' addresses off this machine, for good.
@@ -22,25 +20,14 @@ func newWithdrawCommand() *cobra.Command {
 A stopped edge leaves them in place, so that a restart is not noticed and nobody
 else gets their traffic by accident. Use this after the edge was stopped and is
 not to start again: its addresses may then be announced by another machine.`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if path == "" {
-				return errors.New("--config is missing: the configuration file of the edge")
-			}
-			config, err := readConfig(path)
-			if err != nil {
-				return err
-			}
-			n, err := withdraw(c.Context(), config)
-			if err != nil {
-				return err
-			}
-			tell(c.ErrOrStderr(), "Removed %d addresses.", n)
-			return nil
-		},
-	}
-	c.Flags().StringVar(&path, "config", "", "the edge's configuration file (required)")
-	return c
+	}, func(c *cobra.Command, config Config) error {
+		n, err := withdraw(c.Context(), config)
+		if err != nil {
+			return err
+		}
+		tell(c.ErrOrStderr(), "Removed %d addresses.", n)
+		return nil
+	})
 }
 
 func withdraw(ctx context.Context, c Config) (int, error) {
