@@ -5,7 +5,6 @@
 package configfile
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -83,7 +82,7 @@ func readBounded(path string) ([]byte, error) {
 // in the order of the lines.
 func Decode(data []byte, into Config) []Complaint {
 	f := &File{lines: make(map[string]int), broken: make(map[string]bool)}
-	if f.decode(bytes.NewReader(data), into) && !f.broken[""] {
+	if f.decode(data, into) && !f.broken[""] {
 		into.Check(f)
 	}
 	slices.SortStableFunc(f.complaints, func(a, b Complaint) int { return cmp.Compare(a.Line, b.Line) })

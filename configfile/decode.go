@@ -1,6 +1,7 @@
 package configfile
 
 import (
+	"bytes"
 	"encoding"
 	"errors"
 	"fmt"
@@ -18,20 +19,20 @@ import (
 )
 
 // decode returns false if the file is not YAML at all.
-func (f *File) decode(r io.Reader, into Config) bool {
-	decoder := yaml.NewDecoder(r)
+func (f *File) decode(data []byte, into Config) bool {
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, next yaml.Node
 	if err := decoder.Decode(&doc); errors.Is(err, io.EOF) {
 		return true
 	} else if err != nil {
-		f.syntax(err)
+		f.syntax(err, data)
 		return false
 	}
 	if err := decoder.Decode(&next); err == nil {
 		f.refuse(next.Line, "", "a second document begins here; all keys must be in one")
 		return false
 	} else if !errors.Is(err, io.EOF) {
-		f.syntax(err)
+		f.syntax(err, data)
 		return false
 	}
 	f.value(doc.Content[0], reflect.ValueOf(into).Elem(), "")
@@ -45,7 +46,7 @@ var syntaxError = regexp.MustCompile(`^(?:yaml: )?(?:line (\d+): )?(.*)`)
 // those of its parser, not of its scanner.
 var countedFromZero = regexp.MustCompile(`^did not find expected (',' or|'-' ind|<doc|key$|node content)|^found (duplicate %|incompatible|undefined)`)
 
-func (f *File) syntax(err error) {
+func (f *File) syntax(err error, data []byte) {
 	m := syntaxError.FindStringSubmatch(err.Error())
 	line, atoiErr := strconv.Atoi(m[1])
 	switch {
@@ -54,7 +55,8 @@ func (f *File) syntax(err error) {
 	case countedFromZero.MatchString(m[2]):
 		line++
 	}
-	f.refuse(line, "", "is not YAML: %s", m[2])
+	last := bytes.Count(bytes.TrimSuffix(data, []byte("\n")), []byte("\n")) + 1
+	f.refuse(min(line, last), "", "is not YAML: %s", m[2])
 }
 
 // refuse complains about a key whose value cannot be read.

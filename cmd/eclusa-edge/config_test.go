@@ -104,7 +104,7 @@ func TestComplaints(t *testing.T) {
 		{"unknown key far from all", good + "xyzzy: 1\n", `11: xyzzy: unknown key; known here are name, stateDir, api,`},
 		{"unknown key in a cluster", good + "  nodeRange: []\n", `11: clusters[0].nodeRange: unknown key; did you mean "nodeRanges"?`},
 		{"doubled key", good + "name: other\n", "11: name: given twice; the first is on line 1"},
-		{"no YAML", "name: [a\n", "2: is not YAML: "},
+		{"no YAML", "name: [a\n", "1: is not YAML: "},
 		{"wrong kind", good + "health: 3\n", "11: health: must be a block with the keys probesPerSecond"},
 		{"wrong number", good + "health: {probesPerSecond: many}\n", `11: health.probesPerSecond: "many": must be a whole number`},
 		{"number out of range", good + "health: {probesPerSecond: 0}\n", "11: health.probesPerSecond: 0: must be from 1 to 1000000"},
