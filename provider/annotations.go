@@ -16,129 +16,183 @@ type Annotation string
 // Prefix is what the names of all our annotations and conditions begin with.
 const Prefix = "eclusa.io/"
 
-// The annotations that users write.
+// The annotations that users write. What follows the first paragraph of each
+// comment is made into docs/reference/annotations.md, and a test reads examples and
+// bounds. The keys are Type, Accepts, Default, Example, and where there is
+// something to say, Needs and Costs.
 const (
 	// AnnotationAddressPool names the AddressPool that the Service's addresses
 	// come from.
 	//
 	// Type: name of an AddressPool.
+	// Accepts: a pool whose selectors admit the Service, also one with autoAssign false.
 	// Default: any pool that assigns automatically and admits the Service.
+	// Example: public.
 	AnnotationAddressPool Annotation = Prefix + "address-pool"
 
-	// AnnotationAddresses asks for certain addresses, at most one of each address
-	// family. They must be of a pool that admits the Service.
+	// AnnotationAddresses asks for certain addresses and no others. A Service that
+	// cannot have them stays without, and its Conditions say why.
 	//
 	// Type: list of addresses, separated by commas.
-	// Default: free addresses of a pool.
+	// Accepts: at most one IPv4 and one IPv6 address, each of a pool that admits the Service.
+	// Default: what spec.loadBalancerIP asks for, else free addresses of a pool.
+	// Example: 192.0.2.140,2001:db8:1::8c.
 	AnnotationAddresses Annotation = Prefix + "addresses"
 
 	// AnnotationSharingKey lets Services with the same key in the same namespace
-	// share an address, as long as they use different ports of it.
+	// share an address.
 	//
-	// Type: text of at most 253 bytes.
+	// Type: text.
+	// Accepts: 1 to 253 bytes.
 	// Default: the address is not shared.
+	// Example: dns.
+	// Needs: a different protocol or port for each of the Services.
 	AnnotationSharingKey Annotation = Prefix + "sharing-key"
 
 	// AnnotationProxyProtocol announces the client's address to the application
 	// with HAProxy's PROXY protocol: one word for all TCP ports, or a list of
 	// port=word with the name or number of a port of the Service.
 	//
-	// Type: off, v1 or v2, or a list such as http=v2,8443=v1.
+	// Type: word, or list of port=word.
+	// Accepts: off, v1 or v2; at most 128 ports.
 	// Default: off.
+	// Example: v2.
+	// Example: http=v2,8443=v1.
+	// Needs: an application that expects the header from the edges' addresses. Any other takes it for rubbish.
 	AnnotationProxyProtocol Annotation = Prefix + "proxy-protocol"
 
 	// AnnotationHealthCheckProtocol says how nodes are checked.
 	//
-	// Type: tcp, http or https.
+	// Type: word.
+	// Accepts: tcp, http or https.
 	// Default: http, the health check of kube-proxy.
+	// Example: tcp.
+	// Needs: health-check-port for tcp on a Service without TCP ports.
+	// Costs: a check of its own, instead of the one that Services share: one more probe per node and interval from each edge.
 	AnnotationHealthCheckProtocol Annotation = Prefix + "health-check-protocol"
 
 	// AnnotationHealthCheckPort says on which port of the nodes they are checked.
 	//
-	// Type: port number from 1 to 65535.
-	// Default: 10256, or healthCheckNodePort with externalTrafficPolicy Local; the
-	// first TCP node port of the Service for protocol tcp.
+	// Type: port number.
+	// Accepts: from 1 to 65535.
+	// Default: 10256, or healthCheckNodePort with externalTrafficPolicy Local; the first TCP node port of the Service for protocol tcp.
+	// Example: 30100.
+	// Costs: a check of its own, as health-check-protocol.
 	AnnotationHealthCheckPort Annotation = Prefix + "health-check-port"
 
 	// AnnotationHealthCheckPath is the request target of protocols http and https.
 	//
-	// Type: path beginning with "/".
+	// Type: path.
+	// Accepts: what begins with "/"; not with protocol tcp.
 	// Default: /healthz.
+	// Example: /ready.
+	// Costs: a check of its own, as health-check-protocol.
 	AnnotationHealthCheckPath Annotation = Prefix + "health-check-path"
 
 	// AnnotationHealthCheckInterval is the time from one probe of a node to the
 	// next.
 	//
-	// Type: duration from 100ms to 10m.
+	// Type: duration.
+	// Accepts: from 100ms to 10m, and no shorter than the timeout.
 	// Default: 1s.
+	// Example: 5s.
+	// Costs: a check of its own, as health-check-protocol. A longer interval finds a dead node later, a shorter one takes more of the edge's probesPerSecond.
 	AnnotationHealthCheckInterval Annotation = Prefix + "health-check-interval"
 
-	// AnnotationHealthCheckTimeout is how long the answer to a probe may take. It
-	// must not be longer than the interval.
+	// AnnotationHealthCheckTimeout is how long the answer to a probe may take.
 	//
-	// Type: duration from 10ms to 30s.
+	// Type: duration.
+	// Accepts: from 10ms to 30s, and no longer than the interval.
 	// Default: 500ms.
+	// Example: 250ms.
+	// Costs: a check of its own, as health-check-protocol.
 	AnnotationHealthCheckTimeout Annotation = Prefix + "health-check-timeout"
 
 	// AnnotationHealthCheckUnhealthyThreshold is the number of probes that must
 	// fail in a row before a node gets no new connections.
 	//
-	// Type: number from 1 to 100.
+	// Type: number.
+	// Accepts: from 1 to 100.
 	// Default: 3.
+	// Example: 5.
+	// Costs: a check of its own, as health-check-protocol.
 	AnnotationHealthCheckUnhealthyThreshold Annotation = Prefix + "health-check-unhealthy-threshold"
 
 	// AnnotationHealthCheckHealthyThreshold is the number of probes that must
 	// succeed in a row before a node gets new connections again.
 	//
-	// Type: number from 1 to 100.
+	// Type: number.
+	// Accepts: from 1 to 100.
 	// Default: 2.
+	// Example: 1.
+	// Costs: a check of its own, as health-check-protocol.
 	AnnotationHealthCheckHealthyThreshold Annotation = Prefix + "health-check-healthy-threshold"
 
 	// AnnotationNodeSelector narrows the nodes that connections are sent to.
 	//
-	// Type: label selector such as role=web,zone in (a,b).
+	// Type: label selector.
+	// Accepts: 1 to 32 clauses, as kubectl get --selector understands them.
 	// Default: all nodes that are not excluded from load balancers.
+	// Example: role=web,zone in (a,b).
 	AnnotationNodeSelector Annotation = Prefix + "node-selector"
 
 	// AnnotationAlgorithm chooses the node of a new connection.
 	//
-	// Type: round-robin or least-connections.
+	// Type: word.
+	// Accepts: round-robin or least-connections.
 	// Default: round-robin.
+	// Example: least-connections.
+	// Needs: an edge that can do it: see status.capabilities of the Edge.
 	AnnotationAlgorithm Annotation = Prefix + "algorithm"
 
 	// AnnotationIdleTimeout ends a TCP connection on which nothing moved for so
 	// long.
 	//
-	// Type: duration from 10ms to 168h.
+	// Type: duration.
+	// Accepts: from 10ms to 168h.
 	// Default: 1h.
+	// Example: 10m.
 	AnnotationIdleTimeout Annotation = Prefix + "idle-timeout"
 
 	// AnnotationUDPIdleTimeout ends a UDP session on which nothing moved for so
 	// long.
 	//
-	// Type: duration from 10ms to 168h.
+	// Type: duration.
+	// Accepts: from 10ms to 168h.
 	// Default: 30s.
+	// Example: 2m.
+	// Costs: a longer one keeps more sessions at once, of which an edge has a limit for each address and port.
 	AnnotationUDPIdleTimeout Annotation = Prefix + "udp-idle-timeout"
 
 	// AnnotationDrainTimeout is how long established connections may go on after
-	// their node or port was removed.
+	// their node, their port, or the load balancer on an edge was removed.
 	//
-	// Type: duration from 10ms to 168h.
+	// Type: duration.
+	// Accepts: from 10ms to 168h.
 	// Default: 30s.
+	// Example: 5m.
+	// Costs: an edge that is drained waits so long, and a freed address stays in quarantine.
 	AnnotationDrainTimeout Annotation = Prefix + "drain-timeout"
 
 	// AnnotationMaxConnections limits the connections open at once over all ports
-	// of the Service, on each edge.
+	// of the Service, on each edge. What is beyond it is refused.
 	//
-	// Type: number from 1 to 100000000.
+	// Type: number.
+	// Accepts: from 1 to 100000000.
 	// Default: no limit but the edge's own.
+	// Example: 20000.
+	// Needs: an edge that can do it: see status.capabilities of the Edge.
 	AnnotationMaxConnections Annotation = Prefix + "max-connections"
 
 	// AnnotationOnUnhealthy says what happens to established connections of a node
-	// that is dead.
+	// that is dead: one that fails its check and does not take connections to its
+	// node ports either.
 	//
-	// Type: reset or drain.
+	// Type: word.
+	// Accepts: reset or drain.
 	// Default: reset.
+	// Example: drain.
+	// Costs: with drain, clients of a node that is silent wait for time-outs of their own.
 	AnnotationOnUnhealthy Annotation = Prefix + "on-unhealthy"
 )
 
@@ -147,10 +201,16 @@ const (
 	// AnnotationAssignedAddresses records the addresses of the Service. It is
 	// written before any edge learns of them, and with the addresses in the
 	// Service's status it is the only memory of who has which address.
+	//
+	// Type: list of addresses, separated by commas.
+	// Example: 192.0.2.140,2001:db8:1::8c.
 	AnnotationAssignedAddresses Annotation = Prefix + "assigned-addresses"
 
 	// AnnotationAssignedAt records when the first of these addresses was assigned.
 	// Of two clusters that want the same address the earlier one gets it.
+	//
+	// Type: time, as in RFC 3339.
+	// Example: 2026-01-02T03:04:05Z.
 	AnnotationAssignedAt Annotation = Prefix + "assigned-at"
 )
 
