@@ -85,5 +85,5 @@ lint-fast: ## gofmt and go vet
 	$(GO) vet ./...
 
 .PHONY: generate
-generate: ## regenerate deepcopy functions, the manifests of the custom resources and the table of the chart's values
+generate: ## regenerate what is made from other files: deepcopy functions, custom resources, manual pages, references, the table of values
 	$(GO) generate ./...

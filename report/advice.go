@@ -43,7 +43,7 @@ var advice = map[string]string{
 	"Drained":      "kubectl eclusa undrain NAME when it is to take part again",
 	"NotDurable":   "look at the disk of the edge: after a restart it would serve something older",
 	"SameEndpoint": "delete one of the two Edge objects",
-	"Unconfirmed":  "if the removals are meant, set the annotation eclusa.io/release-removals: \"true\" on the Edge",
+	"Unconfirmed":  "if the removals are meant, release them with the command that the condition RemovalHeld of the Edge has",
 	"Behind":       "wait; if it stays, see the log of the edge",
 	// Pools
 	"Unusable":   "correct spec of the AddressPool",
