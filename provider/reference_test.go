@@ -173,13 +173,14 @@ func TestDocumentedValues(t *testing.T) {
 	}
 }
 
-// around are annotations beside which a value of another is right.
+// around are annotations beside which a value of another is right: a timeout
+// must not be longer than the interval.
 func around(name Annotation, value string) map[string]string {
 	out := map[string]string{string(name): value}
-	switch name {
-	case AnnotationHealthCheckTimeout:
+	if name == AnnotationHealthCheckTimeout {
 		out[string(AnnotationHealthCheckInterval)] = "10m"
-	case AnnotationHealthCheckInterval:
+	}
+	if name == AnnotationHealthCheckInterval {
 		out[string(AnnotationHealthCheckTimeout)] = "10ms"
 	}
 	return out
