@@ -30,21 +30,50 @@ func (v *view) drainEdge(name string) (report.DrainPlan, error) {
 	}
 	out.Already = o.Spec.Drain
 	for _, svc := range v.byName {
-		before, after := 0, 0
-		for _, st := range v.aspectOf(svc).standings {
-			edge := v.edgeObject(st.edge)
-			if edge == nil || edge.Spec.Drain || out.HealthKnown && !st.applied {
-				continue
-			}
-			before++
-			if st.edge != name {
-				after++
-			}
-		}
+		before, after := v.edgeLoss(v.aspectOf(svc), name, out.HealthKnown)
 		out.Lose(svc.Namespace, svc.Name, before, after)
 	}
 	sortLosses(out.Losses)
 	return out, nil
+}
+
+// edgeLoss returns how many edges the address of a Service has with and without
+// one of them, of the address that is worst off without it: what other addresses
+// have is of no use to who connects to that one.
+func (v *view) edgeLoss(a aspect, name string, told bool) (before, after int) {
+	if a.built == nil {
+		return 0, 0
+	}
+	for _, addr := range a.built.Addresses {
+		with, without := 0, 0
+		for _, st := range a.standings {
+			switch here := slices.Contains(v.edges[st.edge].builds[a.uid].Addresses, addr); {
+			case here && st.edge == name && mayServe(st):
+				with++
+			case here && st.edge != name && v.servesNow(st, told):
+				with++
+				without++
+			}
+		}
+		if without < with && (before == 0 || without < after) {
+			before, after = with, without
+		}
+	}
+	return before, after
+}
+
+// mayServe says whether an edge serves a load balancer for all that is known: one
+// that is not reached goes on with what it has.
+func mayServe(st standing) bool { return st.applied || !st.known }
+
+// servesNow says whether an edge can be relied on: it answers, and serves the load
+// balancer. Where edges have told nothing, it must take what is wanted.
+func (v *view) servesNow(st standing, told bool) bool {
+	state := v.Fleet[st.edge]
+	if !told {
+		return state.Connected && state.Problem == ""
+	}
+	return state.Connected && st.applied
 }
 
 func (v *view) drainNode(name string) (report.DrainPlan, error) {
@@ -76,22 +105,23 @@ func (v *view) drainNode(name string) (report.DrainPlan, error) {
 	return out, nil
 }
 
-// healthKnown says whether any edge has told about nodes.
+// healthKnown says whether any edge that is reached has told about nodes.
 func (v *view) healthKnown() bool {
 	for _, st := range v.Fleet {
-		if st.Status.Cursor != "" {
+		if st.Connected && st.Status.Cursor != "" {
 			return true
 		}
 	}
 	return false
 }
 
-// mayServeNow says whether some edge sees the node up, or none has a verdict.
+// mayServeNow says whether some edge that is reached sees the node up, or none has
+// a verdict: what a lost edge once saw says nothing about now.
 func (v *view) mayServeNow(a aspect, node lb.NodeName) bool {
 	verdict := false
 	for _, st := range a.standings {
 		m, ok := v.Fleet[st.edge].Status.Checks[a.of.Check][node]
-		if !ok || m.State == healthcheck.Unknown {
+		if !ok || !v.Fleet[st.edge].Connected || m.State == healthcheck.Unknown {
 			continue
 		}
 		if m.State == healthcheck.Up {

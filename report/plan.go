@@ -109,7 +109,7 @@ type DrainPlan struct {
 	Name string `json:"name"`
 	// Already says that it is out.
 	Already bool `json:"already,omitempty"`
-	// HealthKnown says that it is known which nodes are up.
+	// HealthKnown says that edges have told which nodes are up and what they serve.
 	HealthKnown bool `json:"healthKnown"`
 	// Losses are the Services that lose something, the worst first.
 	Losses []Loss `json:"losses"`
@@ -126,8 +126,10 @@ func (d DrainPlan) Without() []Loss {
 	return without
 }
 
-// Loss is what a Service would lose: edges that serve it, or nodes that are up,
-// or may take traffic if health is not known.
+// Loss is what a Service would lose: edges that are reached and serve it, counted
+// for the address that is worst off, or nodes that are up, or may take traffic if
+// health is not known. The edge to be drained counts though it is not reached: it
+// goes on serving.
 type Loss struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`

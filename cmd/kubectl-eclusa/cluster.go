@@ -140,10 +140,14 @@ func (c *cluster) world(ctx context.Context, now time.Time) (provider.World, err
 
 // stateFrom returns what the status of an Edge tells of its edge.
 func stateFrom(e *v1alpha1.Edge) provider.EdgeState {
-	st := provider.EdgeState{Name: e.Name, Connected: true}
+	st := provider.EdgeState{Name: e.Name}
 	for _, c := range e.Status.Conditions {
-		if c.Type == v1alpha1.EdgeReady && c.Status == metav1.ConditionFalse {
-			st.Connected, st.Problem = c.Reason != provider.ReasonUnreachable, c.Message
+		if c.Type != v1alpha1.EdgeReady {
+			continue
+		}
+		st.Connected = c.Status == metav1.ConditionTrue || c.Reason == provider.ReasonRejected
+		if c.Status != metav1.ConditionTrue {
+			st.Problem = c.Message
 		}
 	}
 	if len(e.Status.Capabilities) > 0 {

@@ -30,12 +30,13 @@ of an Edge or a Node, or edge/NAME or node/NAME where both have it.
 For an Edge it sets spec.drain: the edge takes no new connections of this cluster, lets
 the established ones end and then its addresses go; other edges of its pools go on
 serving them. For a Node it sets the label
-node.kubernetes.io/exclude-from-external-load-balancers: edges send it no new connections, established ones go on for the drain timeout of their Service. Pods stay
+node.kubernetes.io/exclude-from-external-load-balancers: edges send it no new
+connections, established ones go on for the drain timeout of their Service. Pods stay
 where they are; kubectl drain moves them.
 
-First it finds out which Services lose edges or nodes that are up. If one would be
-left without any, nothing is done but with --force. With --simulate nothing is done
-in any case.`,
+First it finds out which Services lose edges that are reached and serve them, or nodes
+that are up. If one of them, or one of its addresses, would be left without any,
+nothing is done but with --force. With --simulate nothing is done in any case.`,
 		Example: `  kubectl eclusa drain edge-1 --simulate
   kubectl eclusa drain node/worker-2`,
 		Args:              exactly("EDGE|NODE"),
@@ -197,12 +198,14 @@ func (p *printer) drainPlan(d report.DrainPlan, simulated bool) {
 	if simulated {
 		verb = "nothing was changed; draining"
 	}
-	what := "edges that serve it"
-	if d.Kind == "Node" {
+	what := "edges that are reached and serve it, of the address that has the fewest"
+	switch {
+	case d.Kind == "Edge" && !d.HealthKnown:
+		what = "edges that were reached when their Edge was last written, of which is not known what they serve"
+	case d.Kind == "Node" && d.HealthKnown:
 		what = "nodes that are up"
-		if !d.HealthKnown {
-			what = "nodes, of which is not known whether they are up"
-		}
+	case d.Kind == "Node":
+		what = "nodes, of which is not known whether they are up"
 	}
 	already := ""
 	if d.Already {
