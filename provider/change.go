@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,14 +28,25 @@ type change struct {
 	edges       []*v1alpha1.Edge
 	findings    map[string][]report.Finding // by Service
 	assumptions []string
+	live        live
 }
 
-// readChange reads the objects of a plan.
-func (v *view) readChange(objects []json.RawMessage) (*change, error) {
-	c := &change{findings: map[string][]report.Finding{}}
+// live is what of all living Services is looked up for each planned one.
+type live struct {
+	services map[string]*v1.Service // by namespace/name
+	ports    map[portKey]string     // the names of Services by node port
+	families []v1.IPFamily          // of the cluster, the first one first
+}
+
+// readChange reads the objects of a plan, until ctx ends.
+func (v *view) readChange(ctx context.Context, objects []json.RawMessage) (*change, error) {
+	c := &change{findings: map[string][]report.Finding{}, live: readLive(v.Services)}
 	seen := map[string]bool{}
 	var errs []error
 	for i, raw := range objects {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		key, err := v.readObject(c, raw)
 		switch {
 		case err != nil:
@@ -122,12 +134,7 @@ func (v *view) identify(o, live metav1.Object) {
 
 // filled returns a Service as the API server would store it.
 func (v *view) filled(c *change, svc *v1.Service) *v1.Service {
-	var live *v1.Service
-	for _, s := range v.Services {
-		if s.Namespace == svc.Namespace && s.Name == svc.Name {
-			live = s
-		}
-	}
+	live := c.live.services[nameOf(svc)]
 	svc.Status = v1.ServiceStatus{}
 	if live != nil {
 		v.identify(svc, live)
@@ -157,8 +164,8 @@ func (v *view) filled(c *change, svc *v1.Service) *v1.Service {
 	if svc.Spec.ExternalTrafficPolicy == "" {
 		svc.Spec.ExternalTrafficPolicy = v1.ServiceExternalTrafficPolicyCluster
 	}
-	v.fillPorts(c, svc, live)
-	v.fillFamilies(c, svc, live)
+	c.fillPorts(svc, live)
+	c.fillFamilies(svc, live)
 	return svc
 }
 
@@ -190,7 +197,7 @@ type portKey struct {
 
 // fillPorts gives ports without a node port the one that they have, or stands
 // something in for what the API server would allocate.
-func (v *view) fillPorts(c *change, svc, live *v1.Service) {
+func (c *change) fillPorts(svc, live *v1.Service) {
 	has := map[portKey]int32{}
 	if live != nil {
 		for _, p := range live.Spec.Ports {
@@ -198,7 +205,6 @@ func (v *view) fillPorts(c *change, svc, live *v1.Service) {
 		}
 	}
 	allocate := svc.Spec.Type == v1.ServiceTypeLoadBalancer && ptr.Deref(svc.Spec.AllocateLoadBalancerNodePorts, true)
-	taken := v.nodePorts(svc)
 	for i := range svc.Spec.Ports {
 		p := &svc.Spec.Ports[i]
 		if p.Protocol == "" {
@@ -206,7 +212,7 @@ func (v *view) fillPorts(c *change, svc, live *v1.Service) {
 		}
 		if p.NodePort == 0 {
 			p.NodePort = has[portKey{p.Protocol, p.Port}]
-		} else if other := taken[portKey{p.Protocol, p.NodePort}]; other != "" {
+		} else if other := c.live.ports[portKey{p.Protocol, p.NodePort}]; other != "" && other != nameOf(svc) {
 			c.find(svc, report.Problem, fmt.Sprintf("spec.ports[%d].nodePort", i), fmt.Sprintf("%d is that of Service %q: the API server would refuse it", p.NodePort, other))
 		}
 		if p.NodePort == 0 && allocate {
@@ -224,24 +230,22 @@ func (v *view) fillPorts(c *change, svc, live *v1.Service) {
 	}
 }
 
-// nodePorts returns which node ports other Services have.
-func (v *view) nodePorts(not *v1.Service) map[portKey]string {
-	taken := map[portKey]string{}
-	for _, s := range v.Services {
-		if s.Namespace == not.Namespace && s.Name == not.Name {
-			continue
-		}
+// readLive indexes the living Services, once for all planned ones.
+func readLive(services []*v1.Service) live {
+	l := live{services: make(map[string]*v1.Service, len(services)), ports: map[portKey]string{}, families: clusterFamilies(services)}
+	for _, s := range services {
+		l.services[nameOf(s)] = s
 		for _, p := range s.Spec.Ports {
 			if p.NodePort != 0 {
-				taken[portKey{p.Protocol, p.NodePort}] = nameOf(s)
+				l.ports[portKey{p.Protocol, p.NodePort}] = nameOf(s)
 			}
 		}
 	}
-	return taken
+	return l
 }
 
 // fillFamilies gives a Service the address families that the API server would.
-func (v *view) fillFamilies(c *change, svc, live *v1.Service) {
+func (c *change) fillFamilies(svc, live *v1.Service) {
 	if len(svc.Spec.IPFamilies) > 0 {
 		return
 	}
@@ -251,7 +255,7 @@ func (v *view) fillFamilies(c *change, svc, live *v1.Service) {
 		svc.Spec.IPFamilyPolicy = live.Spec.IPFamilyPolicy
 		return
 	}
-	families := v.clusterFamilies()
+	families := c.live.families
 	if svc.Spec.IPFamilyPolicy == nil {
 		svc.Spec.IPFamilyPolicy = ptr.To(v1.IPFamilyPolicySingleStack)
 	}
@@ -260,19 +264,19 @@ func (v *view) fillFamilies(c *change, svc, live *v1.Service) {
 		other := map[v1.IPFamily]v1.IPFamily{v1.IPv4Protocol: v1.IPv6Protocol, v1.IPv6Protocol: v1.IPv4Protocol}
 		svc.Spec.IPFamilies = []v1.IPFamily{families[0], other[families[0]]}
 	case v1.IPFamilyPolicyPreferDualStack:
-		svc.Spec.IPFamilies = families
+		svc.Spec.IPFamilies = slices.Clone(families)
 	default:
-		svc.Spec.IPFamilies = families[:1]
+		svc.Spec.IPFamilies = slices.Clone(families[:1])
 	}
 	c.assume(fmt.Sprintf("a Service without spec.ipFamilies gets %v, as the other Services of this cluster have", svc.Spec.IPFamilies))
 }
 
 // clusterFamilies returns the families of the cluster's Services, the first one
 // first, as far as they can be seen.
-func (v *view) clusterFamilies() []v1.IPFamily {
+func clusterFamilies(services []*v1.Service) []v1.IPFamily {
 	families := []v1.IPFamily{v1.IPv4Protocol}
 	seen := map[v1.IPFamily]bool{}
-	for _, s := range v.Services {
+	for _, s := range services {
 		if s.Namespace == metav1.NamespaceDefault && s.Name == "kubernetes" && len(s.Spec.IPFamilies) > 0 {
 			families = s.Spec.IPFamilies[:1]
 		}

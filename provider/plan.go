@@ -43,7 +43,10 @@ func (s *Snapshot) Plan(ctx context.Context, request report.PlanRequest) (report
 	if len(request.Objects) == 0 {
 		return out, nil
 	}
-	c, err := v.readChange(request.Objects)
+	if err := request.Objects.Check(); err != nil {
+		return out, err
+	}
+	c, err := v.readChange(ctx, request.Objects)
 	if err != nil {
 		return out, err
 	}
@@ -53,6 +56,9 @@ func (s *Snapshot) Plan(ctx context.Context, request report.PlanRequest) (report
 	}
 	p := planner{before: v, after: after, change: c}
 	for _, svc := range c.services {
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
 		out.Services = append(out.Services, p.service(svc))
 	}
 	for _, o := range c.pools {

@@ -1,7 +1,9 @@
 package provider
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -264,9 +266,26 @@ func TestPlanRefuses(t *testing.T) {
 	if _, err := snapshot.Plan(t.Context(), report.PlanRequest{}); err == nil {
 		t.Error("a plan of nothing was made")
 	}
+	many := report.PlanRequest{Objects: slices.Repeat(report.Objects{rawService(t, testService("x", 1))}, report.MaxObjects+1)}
+	if _, err := snapshot.Plan(t.Context(), many); err == nil || !strings.Contains(err.Error(), "objects: there are more than the 500") {
+		t.Errorf("too many objects: got %.200v", err)
+	}
 	twice := rawService(t, testService("x", 1))
 	if _, err := snapshot.Plan(t.Context(), report.PlanRequest{Objects: []json.RawMessage{twice, twice}}); err == nil || !strings.Contains(err.Error(), "Service default/x is given twice") {
 		t.Errorf("an object given twice: got %v", err)
+	}
+}
+
+// TestPlanEndsWithItsReader stops in the midst of a request whose reader has
+// gone.
+func TestPlanEndsWithItsReader(t *testing.T) {
+	s := small(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	// Read to its end, the objects would be complained about.
+	objects := slices.Repeat(report.Objects{json.RawMessage(`{"kind":"Secret","metadata":{"name":"x"}}`)}, 400)
+	if _, err := s.decider.snapshot(s.world).Plan(ctx, report.PlanRequest{Objects: objects}); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %.200v, want %v", err, context.Canceled)
 	}
 }
 
@@ -400,6 +419,19 @@ func BenchmarkSnapshot(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			s.decider.snapshot(s.world).Status("", true)
+		}
+	})
+	many := make(report.Objects, report.MaxObjects)
+	for i := range many {
+		many[i] = rawService(t, testService(fmt.Sprintf("planned-%d", i), int32(20000+i)))
+	}
+	b.Run("plan of many", func(b *testing.B) {
+		b.ReportAllocs()
+		snapshot := s.decider.snapshot(s.world)
+		for b.Loop() {
+			if _, err := snapshot.Plan(b.Context(), report.PlanRequest{Objects: many}); err != nil {
+				b.Fatal(err)
+			}
 		}
 	})
 	object := rawService(t, testService("planned", 31999))

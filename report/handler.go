@@ -36,9 +36,10 @@ const (
 	// readers and planners are how many answers are made at once. A plan costs as
 	// much as some rounds of the manager's decisions.
 	readers, planners = 4, 1
-	// bodies is how many requests are read at once, and bodyTime how long one may
-	// take to arrive.
-	bodies   = 8
+	// plans is how many plans are in hand at once, from before their request is read
+	// until they are answered; more are refused, since each that waits holds all of
+	// its request. bodyTime is how long a request may take to arrive.
+	plans    = 3
 	bodyTime = 10 * time.Second
 	// patience is how long a request waits for others before it is refused.
 	patience = 5 * time.Second
@@ -76,7 +77,7 @@ type HandlerOptions struct {
 func Handler(o HandlerOptions) http.Handler {
 	h := &handler{
 		HandlerOptions: o,
-		readers:        make(chan struct{}, readers), planners: make(chan struct{}, planners), bodies: make(chan struct{}, bodies),
+		readers:        make(chan struct{}, readers), planners: make(chan struct{}, planners), plans: make(chan struct{}, plans),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+StatusPath, h.leading(h.status))
@@ -87,7 +88,7 @@ func Handler(o HandlerOptions) http.Handler {
 
 type handler struct {
 	HandlerOptions
-	readers, planners, bodies chan struct{}
+	readers, planners, plans chan struct{}
 }
 
 // Refusal is the body of every answer that is none.
@@ -184,7 +185,13 @@ func (h *handler) explain(s Source, _ http.ResponseWriter, r *http.Request) (any
 }
 
 func (h *handler) plan(s Source, w http.ResponseWriter, r *http.Request) (any, int, error) {
-	request, code, err := h.planRequest(w, r)
+	select {
+	case h.plans <- struct{}{}:
+		defer func() { <-h.plans }()
+	default:
+		return nil, http.StatusTooManyRequests, errBusy
+	}
+	request, code, err := planRequest(w, r)
 	if err != nil {
 		return nil, code, err
 	}
@@ -196,6 +203,8 @@ func (h *handler) plan(s Source, w http.ResponseWriter, r *http.Request) (any, i
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil, http.StatusNotFound, err
+	case err != nil && r.Context().Err() != nil:
+		return nil, http.StatusServiceUnavailable, err // nobody waits for it any more
 	case err != nil:
 		return nil, http.StatusBadRequest, err
 	}
@@ -204,12 +213,8 @@ func (h *handler) plan(s Source, w http.ResponseWriter, r *http.Request) (any, i
 }
 
 // planRequest reads a request, before it waits for its turn: one that arrives
-// slowly keeps nobody waiting.
-func (h *handler) planRequest(w http.ResponseWriter, r *http.Request) (request PlanRequest, code int, err error) {
-	if err := enter(r.Context(), h.bodies); err != nil {
-		return request, http.StatusTooManyRequests, err
-	}
-	defer func() { <-h.bodies }()
+// slowly keeps no plan from being made that is there.
+func planRequest(w http.ResponseWriter, r *http.Request) (request PlanRequest, code int, err error) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime)) // where it can be set
 	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxPlan))
 	d.DisallowUnknownFields()

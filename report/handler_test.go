@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -66,6 +67,8 @@ func TestHandlerAnswers(t *testing.T) {
 		{"two documents", "POST", PlanPath, `{} {}`, nil, 400, "there is more after its end"},
 		{"no JSON", "POST", PlanPath, `[`, nil, 400, "reading the request"},
 		{"too large", "POST", PlanPath, `{"objects":["` + strings.Repeat("x", MaxPlan) + `"]}`, nil, 413, "more than the 4194304 bytes"},
+		{"too many objects", "POST", PlanPath, `{"objects":[` + strings.Repeat("1,", MaxObjects) + `1]}`, nil, 400, "objects: there are more than the 500"},
+		{"no list", "POST", PlanPath, `{"objects":{}}`, nil, 400, "objects: must be a list"},
 		{"wrong plan", "POST", PlanPath, `{}`, errors.New("objects: must be"), 400, "objects: must be"},
 		{"wrong method", "POST", StatusPath, "", nil, 405, ""},
 		{"unknown path", "GET", Prefix + "other", "", nil, 404, ""},
@@ -101,6 +104,55 @@ func TestPlansWaitForEachOther(t *testing.T) {
 			t.Errorf("the first plan got %d, want 200", code)
 		}
 	})
+}
+
+// TestFewPlansAreInHand refuses a plan at once, before its request is read, while
+// others are being read or wait: whoever may ask must not fill the leader's memory.
+func TestFewPlansAreInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := fakeSource{plan: make(chan struct{})}
+		h := handlerOf(s)
+		codes := make(chan int, plans)
+		slow, finish := io.Pipe()
+		post := func(body io.Reader) int {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, PlanPath, body))
+			return w.Code
+		}
+		go func() { codes <- post(slow) }()
+		for range plans - 1 {
+			go func() { codes <- post(strings.NewReader(`{}`)) }()
+		}
+		synctest.Wait()
+		began := time.Now()
+		unread := &countingReader{}
+		for range 100 {
+			if code := post(unread); code != http.StatusTooManyRequests {
+				t.Fatalf("one more got %d, want 429", code)
+			}
+		}
+		if d := time.Since(began); d != 0 || unread.n > 0 {
+			t.Errorf("100 more were refused after %v and %d bytes, want at once and unread", d, unread.n)
+		}
+		s.plan <- struct{}{}
+		s.plan <- struct{}{}
+		_, _ = io.WriteString(finish, `{}`)
+		_ = finish.Close()
+		s.plan <- struct{}{}
+		for range plans {
+			if code := <-codes; code != http.StatusOK {
+				t.Errorf("one of the first got %d, want 200", code)
+			}
+		}
+	})
+}
+
+// countingReader counts what is read of an endless request.
+type countingReader struct{ n int }
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	c.n += len(p)
+	return len(p), nil
 }
 
 func TestLevels(t *testing.T) {

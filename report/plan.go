@@ -1,11 +1,9 @@
 package report
 
-import "encoding/json"
-
 // PlanRequest asks what a change would do.
 type PlanRequest struct {
 	// Objects are Services, AddressPools and Edges as they are to be.
-	Objects []json.RawMessage `json:"objects,omitempty"`
+	Objects Objects `json:"objects,omitempty"`
 	// Drain takes an edge or a node out.
 	Drain *Drain `json:"drain,omitempty"`
 }
