@@ -164,7 +164,8 @@ func (p *program) collect(cmd *cobra.Command, c *cluster, b *bundle) {
 		explained++
 	}
 	c.collectObjects(ctx, b)
-	c.collectManager(ctx, b, p.lease.namespace, p.lease.name)
+	c.collectLease(ctx, b, p.lease.namespace, p.lease.name)
+	c.collectManager(ctx, b, p.managerNamespace())
 }
 
 // explainQuietly explains without telling why the leader was not asked: that was

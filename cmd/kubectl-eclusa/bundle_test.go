@@ -66,14 +66,17 @@ func (p planted) objects(t *testing.T, api *apiServer) {
 		}
 		api.objects[path] = u
 	}
-	add("/api/v1/namespaces/eclusa-system/secrets/client", `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"client","namespace":"eclusa-system","labels":{"app.kubernetes.io/name":"eclusa"}},"data":{"tls.key":"$B64"},"stringData":{"token":"$JWT"}}`)
-	add("/api/v1/namespaces/eclusa-system/pods/eclusa-7d9f", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"eclusa-7d9f","namespace":"eclusa-system","labels":{"app.kubernetes.io/name":"eclusa"},
+	add("/api/v1/namespaces/kube-system/secrets/client", `{"apiVersion":"v1","kind":"Secret","metadata":{"name":"client","namespace":"kube-system","labels":{"app.kubernetes.io/name":"eclusa"}},"data":{"tls.key":"$B64"},"stringData":{"token":"$JWT"}}`)
+	add("/api/v1/namespaces/kube-system/pods/eclusa-7d9f", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"eclusa-7d9f","namespace":"kube-system","labels":{"app.kubernetes.io/name":"eclusa"},
 		"annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{\"password\":\"$PW\"}","note":"$PEM"}},
-		"spec":{"containers":[{"name":"manager","args":["--token=$BOOT","--password","$PW","--cloud-config=/etc/eclusa/cloud.yaml"],"env":[{"name":"HARMLESS","value":"$PW"},{"name":"T","value":"$JWT"}]}]},
+		"spec":{"containers":[{"name":"manager","args":["--token=$BOOT","--password","$PW","--cloud-config=/etc/eclusa/cloud.yaml"],"env":[{"name":"HARMLESS","value":"$PW"},{"name":"T","value":"$JWT"}]}],"ephemeralContainers":[{"name":"debugger","env":[{"name":"HARMLESS","value":"$PW"}],"args":["--token=$BOOT"]}]},
 		"status":{"phase":"Running","containerStatuses":[{"name":"manager","restartCount":1}]}}`)
-	add("/apis/apps/v1/namespaces/eclusa-system/deployments/eclusa", `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"eclusa","namespace":"eclusa-system","labels":{"app.kubernetes.io/name":"eclusa"}},
+	// Whose label is the manager's, and who is not.
+	add("/api/v1/namespaces/default/pods/eclusa-not", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"eclusa-not","namespace":"default","labels":{"app.kubernetes.io/name":"eclusa"}},
+		"spec":{"containers":[{"name":"manager"}]},"status":{"phase":"Running"}}`)
+	add("/apis/apps/v1/namespaces/kube-system/deployments/eclusa", `{"apiVersion":"apps/v1","kind":"Deployment","metadata":{"name":"eclusa","namespace":"kube-system","labels":{"app.kubernetes.io/name":"eclusa"}},
 		"spec":{"template":{"metadata":{"annotations":{"x":"$PW"}},"spec":{"containers":[{"name":"manager","env":[{"name":"PW","value":"$PW"}]}]}}}}`)
-	add("/api/v1/namespaces/eclusa-system/configmaps/eclusa", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"eclusa","namespace":"eclusa-system","labels":{"app.kubernetes.io/name":"eclusa"}},
+	add("/api/v1/namespaces/kube-system/configmaps/eclusa", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"eclusa","namespace":"kube-system","labels":{"app.kubernetes.io/name":"eclusa"}},
 		"data":{"cloud.yaml":"client:\n  keyFile: /etc/eclusa/tls.key\n  password: $PW\n","oops.pem":"$PEM","kubeconfig":"client-key-data: $B64\n"}}`)
 	add("/api/v1/namespaces/default/events/e1", `{"apiVersion":"v1","kind":"Event","metadata":{"name":"e1","namespace":"default"},"involvedObject":{"kind":"Service","name":"web","namespace":"default"},"message":"GET https://user:$PW@host/ Bearer $JWT","reason":"Oops"}`)
 	svc := api.objects["/api/v1/namespaces/default/services/web"]
@@ -135,12 +138,15 @@ func TestSupportBundleHasNoSecrets(t *testing.T) {
 		if strings.Contains(r, "/secrets") {
 			t.Errorf("it asked for Secrets: %s", r)
 		}
+		if strings.Contains(r, "eclusa-not") {
+			t.Errorf("it asked for a pod that is none of the manager's: %s", r)
+		}
 	}
 	for name, want := range map[string]string{
 		"README.txt": "Secrets were not read", "status.yaml": "edge-1", "services.yaml": "192.0.2.1", "edges.yaml": "https://edge-2:7443", "addresspools.yaml": "192.0.2.1-192.0.2.4",
 		"nodes.yaml": "10.0.0.1", "endpointslices.yaml": "10.9.0.3", "events.yaml": "Oops", "lease.yaml": "eclusa-7d9f_0b5e",
 		"manager/pods.yaml": "--cloud-config=/etc/eclusa/cloud.yaml", "manager/configmaps.yaml": "keyFile: /etc/eclusa/tls.key", "manager/deployments.yaml": redacted,
-		"manager/logs/eclusa-system/eclusa-7d9f/manager.log": "harmless line", "manager/logs/eclusa-system/eclusa-7d9f/manager.previous.log": "harmless line", "version.txt": "v1.37.2",
+		"manager/logs/kube-system/eclusa-7d9f/manager.log": "harmless line", "manager/logs/kube-system/eclusa-7d9f/manager.previous.log": "harmless line", "version.txt": "v1.37.2",
 	} {
 		if !strings.Contains(files["b/"+name], want) {
 			t.Errorf("%s does not have %q; it is:\n%s", name, want, files["b/"+name])

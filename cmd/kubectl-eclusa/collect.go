@@ -86,8 +86,8 @@ func (c *cluster) collectEvents(ctx context.Context, b *bundle) {
 	b.object("events.yaml", events, err)
 }
 
-// collectManager adds what is known of the manager's processes.
-func (c *cluster) collectManager(ctx context.Context, b *bundle, namespace, lease string) {
+// collectLease adds who leads.
+func (c *cluster) collectLease(ctx context.Context, b *bundle, namespace, lease string) {
 	l, err := c.kube.CoordinationV1().Leases(namespace).Get(ctx, lease, metav1.GetOptions{})
 	if err == nil {
 		annotations := l.Annotations
@@ -95,9 +95,13 @@ func (c *cluster) collectManager(ctx context.Context, b *bundle, namespace, leas
 		l.Annotations = annotations
 	}
 	b.object("lease.yaml", l, err)
+}
 
+// collectManager adds what is known of the manager's processes. It asks for its
+// namespace only: a role cannot tell the manager's pods from others by a label.
+func (c *cluster) collectManager(ctx context.Context, b *bundle, namespace string) {
 	o := metav1.ListOptions{LabelSelector: managerLabels}
-	deployments, err := c.kube.AppsV1().Deployments("").List(ctx, o)
+	deployments, err := c.kube.AppsV1().Deployments(namespace).List(ctx, o)
 	var kept []appsv1.Deployment
 	if err == nil {
 		for _, d := range deployments.Items {
@@ -108,7 +112,7 @@ func (c *cluster) collectManager(ctx context.Context, b *bundle, namespace, leas
 	}
 	b.object("manager/deployments.yaml", kept, err)
 
-	configs, err := c.kube.CoreV1().ConfigMaps("").List(ctx, o)
+	configs, err := c.kube.CoreV1().ConfigMaps(namespace).List(ctx, o)
 	var maps []v1.ConfigMap
 	if err == nil {
 		for _, m := range configs.Items {
@@ -119,13 +123,16 @@ func (c *cluster) collectManager(ctx context.Context, b *bundle, namespace, leas
 	}
 	b.object("manager/configmaps.yaml", maps, err)
 
-	pods, err := c.kube.CoreV1().Pods("").List(ctx, o)
+	pods, err := c.kube.CoreV1().Pods(namespace).List(ctx, o)
 	var reduced []v1.Pod
 	if err == nil {
 		for _, p := range pods.Items {
 			t := reducedTemplate(v1.PodTemplateSpec{Spec: p.Spec})
 			reduced = append(reduced, v1.Pod{ObjectMeta: reducedMeta(p.ObjectMeta), Spec: t.Spec, Status: p.Status})
 		}
+	}
+	if err == nil && len(reduced) == 0 {
+		err = fmt.Errorf("there is no pod with the label %s in namespace %s; say --manager-namespace if the manager runs in another", managerLabels, namespace)
 	}
 	b.object("manager/pods.yaml", reduced, err)
 	for _, p := range reduced {
@@ -187,16 +194,23 @@ func reducedTemplate(t v1.PodTemplateSpec) v1.PodTemplateSpec {
 	t.ObjectMeta = reducedMeta(t.ObjectMeta)
 	for _, containers := range [][]v1.Container{t.Spec.InitContainers, t.Spec.Containers} {
 		for i := range containers {
-			for j := range containers[i].Env {
-				if containers[i].Env[j].Value != "" {
-					containers[i].Env[j].Value = redacted
-				}
-			}
-			containers[i].Args = reducedArgs(containers[i].Args)
-			containers[i].Command = reducedArgs(containers[i].Command)
+			reduceContainer(containers[i].Env, &containers[i].Args, &containers[i].Command)
 		}
 	}
+	for i := range t.Spec.EphemeralContainers {
+		c := &t.Spec.EphemeralContainers[i]
+		reduceContainer(c.Env, &c.Args, &c.Command)
+	}
 	return t
+}
+
+func reduceContainer(env []v1.EnvVar, args, command *[]string) {
+	for i := range env {
+		if env[i].Value != "" {
+			env[i].Value = redacted
+		}
+	}
+	*args, *command = reducedArgs(*args), reducedArgs(*command)
 }
 
 // reducedArgs takes the values out of flags that are called after a secret. A

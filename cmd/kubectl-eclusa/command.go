@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -24,6 +25,7 @@ type program struct {
 	output    string
 	server    string
 	lease     struct{ namespace, name string }
+	manager   struct{ namespace, account string }
 	now       func() time.Time
 	cluster   *cluster // once connected
 }
@@ -86,8 +88,13 @@ func (p *program) addFlags(root *cobra.Command) {
 	flags.StringVar(&p.server, "server", "", "Where the leader serves, https://HOST:PORT, if it runs outside the cluster; without it, it is reached through the API server.")
 	flags.StringVar(&p.lease.namespace, "lease-namespace", "kube-system", "Namespace of the Lease that the leader holds.")
 	flags.StringVar(&p.lease.name, "lease-name", "eclusa-cloud-controller-manager", "Name of the Lease that the leader holds.")
+	flags.StringVar(&p.manager.namespace, "manager-namespace", "", "Namespace of the manager's pods, if it is not that of the Lease.")
+	flags.StringVar(&p.manager.account, "manager-service-account", "eclusa-cloud-controller-manager", "ServiceAccount of the manager's pods; credentials are sent to no other.")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
 }
+
+// managerNamespace returns where the manager's pods are.
+func (p *program) managerNamespace() string { return cmp.Or(p.manager.namespace, p.lease.namespace) }
 
 var outputs = []string{"json", "yaml", "wide"}
 

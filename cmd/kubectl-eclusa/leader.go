@@ -71,7 +71,7 @@ func (p *program) findLeader(ctx context.Context, c *cluster) (*leader, error) {
 			return nil, err
 		}
 	} else {
-		pod, err := c.leaderPod(ctx, p.lease.namespace, identity)
+		pod, err := c.leaderPod(ctx, p.managerNamespace(), p.manager.account, identity)
 		if err != nil {
 			return nil, err
 		}
@@ -99,33 +99,43 @@ func expired(lease *coordinationv1.Lease, now time.Time) time.Duration {
 }
 
 // leaderPod finds the pod whose process holds the Lease: the identity begins with
-// its hostname, which is the pod's name, or the node's in the host's network.
-func (c *cluster) leaderPod(ctx context.Context, namespace, identity string) (*v1.Pod, error) {
+// its hostname, which is the pod's name, or the node's in the host's network. It is
+// looked for in one namespace and must run as the manager's ServiceAccount: who may
+// make a Lease somewhere, or a pod, must not be taken for the manager.
+func (c *cluster) leaderPod(ctx context.Context, namespace, account, identity string) (*v1.Pod, error) {
 	host := identity
 	if i := strings.LastIndex(identity, "_"); i > 0 {
 		host = identity[:i]
 	}
 	pod, err := c.kube.CoreV1().Pods(namespace).Get(ctx, host, metav1.GetOptions{})
-	if err == nil {
-		return pod, nil
-	}
-	if !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
+	switch {
+	case err == nil:
+		return pod, checkPod(pod, account)
+	case !apierrors.IsNotFound(err):
 		return nil, fmt.Errorf("reading pod %s/%s: %w", namespace, host, err)
 	}
-	list, err := c.kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{LabelSelector: managerLabels})
-	if apierrors.IsForbidden(err) {
-		list, err = c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: managerLabels})
-	}
+	list, err := c.kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: managerLabels})
 	if err != nil {
-		return nil, fmt.Errorf("looking for the pod of %q: %w", identity, err)
+		return nil, fmt.Errorf("looking for the pod of %q in namespace %s: %w", identity, namespace, err)
 	}
 	for i := range list.Items {
 		p := &list.Items[i]
-		if p.Status.Phase == v1.PodRunning && (p.Name == host || p.Spec.HostNetwork && p.Spec.NodeName == host) {
-			return p, nil
+		if p.Spec.HostNetwork && p.Spec.NodeName == host && p.Status.Phase == v1.PodRunning {
+			return p, checkPod(p, account)
 		}
 	}
-	return nil, fmt.Errorf("no pod is found for %q; give --server if it runs outside the cluster", identity)
+	return nil, fmt.Errorf("there is no pod of %q in namespace %s; say --manager-namespace if it runs in another, or --server if outside the cluster", identity, namespace)
+}
+
+// checkPod returns an error unless the pod runs as the manager.
+func checkPod(pod *v1.Pod, account string) error {
+	switch {
+	case pod.Spec.ServiceAccountName != account:
+		return fmt.Errorf("pod %s/%s runs as ServiceAccount %q, not %q as the manager does; say --manager-service-account if it is right", pod.Namespace, pod.Name, pod.Spec.ServiceAccountName, account)
+	case pod.Status.Phase != v1.PodRunning:
+		return fmt.Errorf("pod %s/%s is %s", pod.Namespace, pod.Name, pod.Status.Phase)
+	}
+	return nil
 }
 
 // pinned returns a client with the user's own credentials that talks to nobody
