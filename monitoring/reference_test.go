@@ -44,8 +44,8 @@ var labels = map[string]struct{ bound, meaning string }{
 
 // bounds are those of metrics whose labels do not tell.
 var bounds = map[string]string{
-	"eclusa_ccm_services":                              "5",
-	"eclusa_ccm_services_by_backends":                  "7",
+	"eclusa_ccm_services":                              "6",
+	"eclusa_ccm_services_by_backends":                  "9",
 	"eclusa_ccm_edge_backends":                         "edges × up to 18 states with reasons",
 	"eclusa_ccm_pool_addresses":                        "AddressPools",
 	"eclusa_ccm_pool_addresses_used":                   "AddressPools",

@@ -372,23 +372,6 @@ func TestSnapshotWhileRunning(t *testing.T) {
 	})
 }
 
-// TestAdviceIsComplete has something to say about every reason that tells of
-// trouble.
-func TestAdviceIsComplete(t *testing.T) {
-	for _, reason := range []string{
-		ReasonAssignedPartly, ReasonPoolGone, ReasonForeignAddress, ReasonInvalidAnnotation, ReasonNotServable, ReasonAnnotationsIgnored,
-		ReasonDegraded, ReasonPending, ReasonNoAddress, ReasonNoEdge, ReasonRefused, ReasonUnsupported, ReasonHealthySubstitute,
-		ReasonNoEndpoints, ReasonNoNodes, ReasonNoneHealthy, ReasonFewHealthy,
-		ReasonPaused, ReasonNotDurable, ReasonUnreachable, ReasonRejected, ReasonUnconfirmed, ReasonDoubled,
-		"InvalidAddressRequest", "AddressFamilyMismatch", "AddressOutsidePools", "PoolNotEligible", "PoolNotFound", "NoEligiblePool",
-		"AddressInUse", "AddressQuarantined", "PoolExhausted", "address-held", "invalid", "unsupported", "exhausted", "not-found",
-	} {
-		if report.Advice(reason) == "" {
-			t.Errorf("there is no advice for %s", reason)
-		}
-	}
-}
-
 // BenchmarkSnapshot measures what readers cost the reconciler, and what they pay
 // themselves.
 func BenchmarkSnapshot(b *testing.B) {

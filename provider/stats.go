@@ -35,6 +35,7 @@ type ServiceState string
 const (
 	StateServed  ServiceState = "served"  // edges serve it
 	StatePending ServiceState = "pending" // it has an address, and edges have not confirmed it
+	StateUnknown ServiceState = "unknown" // none of its edges has been reached for long
 	StateWaiting ServiceState = "waiting" // it has no address
 	StateRefused ServiceState = "refused" // it cannot be served, or every edge refuses it
 	StateForeign ServiceState = "foreign" // somebody else serves it
@@ -49,7 +50,7 @@ type PoolStats struct {
 // count counts for the metrics.
 func (r *round) count() {
 	r.stats.Quarantined = len(r.quarantine.addrs)
-	r.stats.Services = map[ServiceState]int{StateServed: 0, StatePending: 0, StateWaiting: 0, StateRefused: 0, StateForeign: 0}
+	r.stats.Services = map[ServiceState]int{StateServed: 0, StatePending: 0, StateUnknown: 0, StateWaiting: 0, StateRefused: 0, StateForeign: 0}
 	r.stats.Backends = make(map[string]int, len(backendReasons))
 	for _, reason := range backendReasons {
 		r.stats.Backends[reason] = 0
@@ -77,7 +78,8 @@ func (r *round) count() {
 const ReasonBackendsUnknown = "Unknown"
 
 var backendReasons = []string{
-	ReasonHealthy, ReasonHealthySubstitute, ReasonFewHealthy, ReasonNoneHealthy, ReasonNoEndpoints, ReasonNoNodes, ReasonBackendsUnknown,
+	ReasonHealthy, ReasonHealthySubstitute, ReasonFewHealthy, ReasonNoneHealthy, ReasonNoEndpoints, ReasonNoNodes,
+	ReasonEdgeUnreachable, ReasonPending, ReasonBackendsUnknown,
 }
 
 // countNodePorts counts the ports that Services have on the nodes, those of
@@ -109,9 +111,12 @@ func (r *round) stateOf(s *subject) ServiceState {
 	case len(s.served) == 0:
 		return StateWaiting
 	}
+	if r.lost(s, r.standings(s)) {
+		return StateUnknown
+	}
 	c, known := programmed(s, r.standings(s))
 	switch {
-	case !known:
+	case !known, c.status == metav1.ConditionUnknown:
 		return StatePending
 	case c.status == metav1.ConditionTrue:
 		return StateServed

@@ -25,6 +25,9 @@ var advice = map[string]string{
 	// Programmed
 	"NoEdge":             "create an Edge whose labels the edgeSelector of the pool matches: kubectl get edges --show-labels",
 	"NoAddress":          "see to the address first",
+	"EdgeDraining":       "end a drain (kubectl eclusa undrain NAME), or give the pool another edge",
+	"AddressMoving":      "wait for the drain timeout; if it stays, kubectl describe edge of the one that the message names: its removals may be held, it may be paused, and if its machine is gone, delete the Edge",
+	"EdgeUnreachable":    "bring back the edges that the message names: see whether eclusa-edge runs there, and whether the manager reaches their endpoints; what runs goes on serving",
 	"Pending":            "wait a few seconds; if it stays, see why no edge of the pool is reached: kubectl eclusa status",
 	"Refused":            "do what the edge's reason says",
 	"Unsupported":        "use an edge that can do it, or do without: kubectl get edge NAME -o yaml lists status.capabilities",
@@ -40,14 +43,16 @@ var advice = map[string]string{
 	"Unreachable":  "see whether eclusa-edge runs there, and whether the manager reaches its endpoint; it goes on serving what it has",
 	"Rejected":     "do what the message says; the edge goes on serving what it had",
 	"Paused":       "set spec.paused of the Edge to false when the edge is to follow the cluster again",
+	"Draining":     "wait until the established connections have ended, at most for the drain timeout",
 	"Drained":      "kubectl eclusa undrain NAME when it is to take part again",
 	"NotDurable":   "look at the disk of the edge: after a restart it would serve something older",
 	"SameEndpoint": "delete one of the two Edge objects",
 	"Unconfirmed":  "if the removals are meant, release them with the command that the condition RemovalHeld of the Edge has",
 	"Behind":       "wait; if it stays, see the log of the edge",
 	// Pools
-	"Unusable":   "correct spec of the AddressPool",
-	"NearlyFull": "add addresses to the pool before it is exhausted",
+	"Unusable":    "correct spec of the AddressPool",
+	"Terminating": "move or delete the Services that use it; a new AddressPool with the same addresses takes them over",
+	"NearlyFull":  "add addresses to the pool before it is exhausted",
 	// Nodes
 	"NoUsableAddress": "see status.addresses of the Node and nodeAddressTypes of the manager's configuration",
 	"NotUp":           "see whether kube-proxy runs on the node, and whether edges reach the node",

@@ -56,13 +56,18 @@ type Finding struct {
 }
 
 // OfCondition returns what a condition of a Service tells of trouble, and false if
-// it tells of none. Status and reason are as in Kubernetes.
+// it tells of none. Status and reason are as in Kubernetes. What is not known is
+// trouble: of a Service whose edges are all lost nobody can say that it is served.
 func OfCondition(conditionType, status, reason, message string, since *time.Time) (Finding, bool) {
 	level := OK
 	switch {
-	case status == "False":
+	case status == "False", reason == "EdgeUnreachable":
 		level = Problem
-	case reason == "AssignedPartly" || reason == "Degraded" || reason == "AnnotationsIgnored" || reason == "Pending":
+	case reason == "NotMeasured":
+		// Nobody outside has tried, which is how it is meant to be.
+	case status != "True":
+		level = Notice
+	case reason == "AssignedPartly" || reason == "PoolGone" || reason == "Degraded" || reason == "AnnotationsIgnored":
 		level = Notice
 	}
 	return Finding{
