@@ -30,6 +30,7 @@ func TestPoolInUseIsNotDeleted(t *testing.T) {
 		c.settle(10 * time.Second)
 		same(t, "finalizers", c.pool("default").Finalizers, []string{v1alpha1.PoolFinalizer})
 		c.remove(c.pool("default"))
+		c.settle(time.Second) // pools and Services are watched apart
 		c.add(testService("late", 30081))
 		c.settle(10 * time.Second)
 		same(t, "ingress", told(c.service("web")), "192.0.2.10 Proxy")
