@@ -111,7 +111,7 @@ func badDay(name string, labels map[string]string, scrape int) (float64, bool) {
 		"eclusa_edge_ready": 0, "eclusa_edge_state_saved": 0, "eclusa_edge_probe_stretch_ratio": 2, "eclusa_edge_load_balancer_members_up": 0,
 		"eclusa_ccm_edge_ready": 0, "eclusa_ccm_edge_lag_seconds": 100, "eclusa_ccm_edge_paused": 0, "eclusa_ccm_edge_durable": 0,
 		"eclusa_ccm_leading": 0, "eclusa_ccm_node_ports": 100, "eclusa_ccm_node_ports_used": 95,
-		"eclusa_ccm_pool_addresses": 10, "eclusa_ccm_pool_addresses_quarantined": 1, "eclusa_ccm_pool_addresses_used": 9,
+		"eclusa_ccm_pool_addresses": 10, "eclusa_ccm_pool_ready": 0, "eclusa_ccm_pool_addresses_quarantined": 1, "eclusa_ccm_pool_addresses_used": 9,
 		"eclusa_edge_certificate_expiry_timestamp_seconds": now + 10*day, "eclusa_ccm_certificate_expiry_timestamp_seconds": now + 2*day,
 		"eclusa_ccm_edge_drift_repaired_total": float64(scrape), "eclusa_ccm_writes_total": float64(scrape),
 	}[name]

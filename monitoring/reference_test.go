@@ -48,6 +48,7 @@ var bounds = map[string]string{
 	"eclusa_ccm_services_by_backends":                  "9",
 	"eclusa_ccm_edge_backends":                         "edges × up to 18 states with reasons",
 	"eclusa_ccm_pool_addresses":                        "AddressPools",
+	"eclusa_ccm_pool_ready":                            "AddressPools",
 	"eclusa_ccm_pool_addresses_used":                   "AddressPools",
 	"eclusa_ccm_pool_addresses_quarantined":            "AddressPools",
 	"eclusa_edge_load_balancer_info":                   "clusters × Services",

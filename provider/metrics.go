@@ -34,6 +34,7 @@ var (
 	nodePortsDesc = newDesc("node_ports_used", "Different node ports that Services of any type have in this cluster, those of health checks included. Only the leader tells.")
 	poolUsedDesc  = newDesc("pool_addresses_used", "Addresses of the pool that Services have.", "pool")
 	poolTotalDesc = newDesc("pool_addresses", "Addresses of the pool, at most 2^53-1; 0 if the pool cannot be used.", "pool")
+	poolReadyDesc = newDesc("pool_ready", "1 if the pool can be used and an edge serves it, as its condition Ready says, else 0.", "pool")
 	poolQuarDesc  = newDesc("pool_addresses_quarantined", "Freed addresses of the pool that an edge may still serve; they are not given out.", "pool")
 	waitingDesc   = newDesc("writes_waiting", "Writes to the API server that were not begun.")
 )
@@ -69,7 +70,7 @@ func (p *Provider) Collector() prometheus.Collector { return p.metrics }
 
 // Describe sends the descriptions of all metrics.
 func (m *metrics) Describe(c chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{servicesDesc, backendsDesc, nodePortsDesc, poolUsedDesc, poolTotalDesc, poolQuarDesc, waitingDesc} {
+	for _, d := range []*prometheus.Desc{servicesDesc, backendsDesc, nodePortsDesc, poolUsedDesc, poolTotalDesc, poolReadyDesc, poolQuarDesc, waitingDesc} {
 		c <- d
 	}
 	describeEdges(c)
@@ -97,6 +98,7 @@ func (m *metrics) Collect(c chan<- prometheus.Metric) {
 	}
 	for _, p := range stats.Pools {
 		gauge(poolTotalDesc, float64(p.Total), p.Name)
+		gauge(poolReadyDesc, truth(p.Ready), p.Name)
 		gauge(poolUsedDesc, float64(p.Used), p.Name)
 		gauge(poolQuarDesc, float64(p.Quarantined), p.Name)
 	}

@@ -78,7 +78,7 @@ func TestMetricsFollowTheCluster(t *testing.T) {
 			`eclusa_ccm_services{state="foreign"} 0`, `eclusa_ccm_services{state="pending"} 0`, `eclusa_ccm_services{state="refused"} 0`,
 			`eclusa_ccm_services{state="served"} 1`, `eclusa_ccm_services{state="waiting"} 1`,
 			`eclusa_ccm_node_ports_used 2`,
-			`eclusa_ccm_pool_addresses{pool="default"} 10`, `eclusa_ccm_pool_addresses_used{pool="default"} 1`,
+			`eclusa_ccm_pool_addresses{pool="default"} 10`, `eclusa_ccm_pool_ready{pool="default"} 1`, `eclusa_ccm_pool_addresses_used{pool="default"} 1`,
 			`eclusa_ccm_edge_connected{edge="e1"} 1`, `eclusa_ccm_edge_ready{edge="e1"} 1`, `eclusa_ccm_edge_lag_seconds{edge="e1"} 0`,
 			`eclusa_ccm_edge_durable{edge="e1"} 1`,
 		)
@@ -96,6 +96,7 @@ func TestMetricsFollowTheCluster(t *testing.T) {
 		}
 		c.remove(c.edge("e1"))
 		c.settle(time.Minute)
+		expect("without an edge", `eclusa_ccm_pool_ready{pool="default"} 0`)
 		if n := testutil.CollectAndCount(c.provider.Collector(), "eclusa_ccm_edge_connected", "eclusa_ccm_edge_lag_seconds", "eclusa_ccm_edge_paused"); n != 0 {
 			t.Errorf("%d series of an edge that is gone", n)
 		}

@@ -45,6 +45,8 @@ const (
 type PoolStats struct {
 	Name                     string
 	Total, Used, Quarantined int64
+	// Ready is what its condition of that name says.
+	Ready bool
 }
 
 // count counts for the metrics.

@@ -71,6 +71,7 @@ func (r *round) writePools() {
 		status := r.poolStatus(o, byPool[o.Name], int64(len(used[o.Name])))
 		r.stats.Pools = append(r.stats.Pools, PoolStats{
 			Name: o.Name, Total: status.Total, Used: status.Used, Quarantined: status.QuarantinedTotal,
+			Ready: meta.IsStatusConditionTrue(status.Conditions, v1alpha1.PoolReady),
 		})
 		leaving := o.DeletionTimestamp != nil && r.onlyHere(o)
 		r.guardPool(o, leaving || status.Used+status.QuarantinedTotal > 0)
