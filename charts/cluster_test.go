@@ -216,6 +216,8 @@ func TestNotes(t *testing.T) {
 			"it does not initialise Nodes",
 			"No edges are in the values", "No address pools are in the values",
 			"helm uninstall eclusa --namespace kube-system",
+			"finalizers hold them in Terminating",
+			"  kubectl eclusa status\n",
 		} {
 			if !strings.Contains(notes, want) {
 				t.Errorf("%s: the notes lack %q:\n%s", h.name, want, notes)
@@ -235,6 +237,30 @@ func TestNotes(t *testing.T) {
 			if strings.Contains(notes, not) {
 				t.Errorf("%s: the notes say %q, and nothing is missing:\n%s", h.name, not, notes)
 			}
+		}
+	}
+}
+
+// TestNotesOfUninstalling has the upgrade before the deletions, which it would
+// undo, and nothing of it where no edges run on Nodes.
+func TestNotesOfUninstalling(t *testing.T) {
+	for _, h := range helms(t) {
+		c := newCluster(t)
+		args := []string{"--set", "serviceAccount.name=other", "--namespace", "balancers", "--values", variants(t)["daemonset"]}
+		notes := c.notes(t, h, args...)
+		at := -1
+		for _, step := range []string{"  helm upgrade eclusa ... --set edge.keepOnUninstall=false\n  kubectl delete service NAME", "  kubectl delete addresspools --all\n  kubectl delete edges --all", "  helm uninstall eclusa"} {
+			i := strings.Index(notes, step)
+			if i <= at {
+				t.Errorf("%s: %q is at %d, want it after %d:\n%s", h.name, step, i, at, notes)
+			}
+			at = i
+		}
+		if want := "kubectl eclusa status --lease-namespace balancers --manager-service-account other\n"; !strings.Contains(notes, want) {
+			t.Errorf("%s: the notes lack %q:\n%s", h.name, want, notes)
+		}
+		if notes := c.notes(t, h); strings.Contains(notes, "keepOnUninstall") {
+			t.Errorf("%s: there are no edges on Nodes, and the notes have:\n%s", h.name, notes)
 		}
 	}
 }

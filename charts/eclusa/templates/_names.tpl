@@ -30,6 +30,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{ .Values.serviceAccount.name | default (include "eclusa.ccm" .) }}
 {{- end }}
 
+{{/* The flags with which kubectl eclusa finds the leader, where they are not its defaults. */}}
+{{- define "eclusa.kubectlFlags" -}}
+{{- if ne .Release.Namespace "kube-system" }} --lease-namespace {{ .Release.Namespace }}{{ end }}
+{{- if ne (include "eclusa.serviceAccount" .) (include "eclusa.ccm" .) }} --manager-service-account {{ include "eclusa.serviceAccount" . }}{{ end }}
+{{- end }}
+
 {{/* The Secret with the certificate of this cluster. */}}
 {{- define "eclusa.clientSecret" -}}
 {{- if .Values.clientCertificate.certificate -}}
