@@ -52,6 +52,7 @@ func checkController(t *testing.T, program, client string, objects []string) {
 	pod := find[appsv1.Deployment](t, objects, "Deployment", "eclusa-cloud-controller-manager").Spec.Template.Spec
 	args := []string{"--check-config"}
 	for _, a := range pod.Containers[0].Args {
+		a = strings.ReplaceAll(a, "/etc/eclusa/serving", client) // any pair will do
 		args = append(args, strings.ReplaceAll(a, "/etc/eclusa/config", config))
 	}
 	if out := command(t, program, args...); !strings.Contains(out, `nothing to complain about, cluster "prod"`) {

@@ -209,3 +209,43 @@ func TestMonitoring(t *testing.T) {
 		t.Errorf("%d dashboards in the ConfigMap, want %d", len(dashboards.Data), len(files))
 	}
 }
+
+// TestServiceMonitorVerifies lets Prometheus verify whom it sends its token to as
+// soon as there is a certificate that it can, and the controller serve with that.
+func TestServiceMonitorVerifies(t *testing.T) {
+	type monitor struct {
+		Spec struct {
+			Endpoints []struct {
+				TLSConfig map[string]any `json:"tlsConfig"`
+			} `json:"endpoints"`
+		} `json:"spec"`
+	}
+	name := "eclusa-cloud-controller-manager"
+	base := "metrics: {serviceMonitor: {enabled: true}}\n"
+	serving := "controllerManager: {servingCertificate: {existingSecret: serving}}\n"
+	for values, want := range map[string]map[string]any{
+		base:           {"insecureSkipVerify": true},
+		base + serving: {"ca": map[string]any{"secret": map[string]any{"name": "serving", "key": "ca.crt"}}, "serverName": name + "-metrics.kube-system.svc"},
+	} {
+		objects := render(t, writeValues(t, values))
+		got := find[monitor](t, objects, "ServiceMonitor", name).Spec.Endpoints[0].TLSConfig
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: tlsConfig (-want +got):\n%s", values, diff)
+		}
+		pod := find[appsv1.Deployment](t, objects, "Deployment", name).Spec.Template.Spec
+		args := strings.Join(pod.Containers[0].Args, " ")
+		mounted := map[string]string{}
+		for _, m := range pod.Containers[0].VolumeMounts {
+			mounted[m.MountPath] = m.Name
+		}
+		for _, v := range pod.Volumes {
+			if v.Secret != nil && mounted["/etc/eclusa/serving"] == v.Name {
+				mounted["secret"] = v.Secret.SecretName
+			}
+		}
+		has := strings.Contains(args, "--tls-cert-file=/etc/eclusa/serving/tls.crt --tls-private-key-file=/etc/eclusa/serving/tls.key") && mounted["secret"] == "serving"
+		if has != (values != base) {
+			t.Errorf("%s: arguments %q and mounts %v", values, args, mounted)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -138,5 +139,24 @@ func TestSchemaKnowsTheEdge(t *testing.T) {
 		if !keys[k] {
 			t.Errorf("edge.config%s: values.schema.json has this key, cmd/eclusa-edge/reference.yaml has not", k)
 		}
+	}
+}
+
+// TestSchemaKnowsTheController wants the chart to be able to set every key of the
+// controller's configuration.
+func TestSchemaKnowsTheController(t *testing.T) {
+	reference, rendered := map[string]any{}, map[string]any{}
+	if err := yaml.UnmarshalStrict([]byte(read(t, "../cmd/eclusa-cloud-controller-manager/reference.yaml")), &reference); err != nil {
+		t.Fatal(err)
+	}
+	data := find[corev1.ConfigMap](t, render(t, variants(t)["all"]), "ConfigMap", "eclusa-cloud-controller-manager").Data
+	if err := yaml.UnmarshalStrict([]byte(data["cloud.yaml"]), &rendered); err != nil {
+		t.Fatal(err)
+	}
+	want, got := map[string]bool{}, map[string]bool{}
+	flatten(reference, "", want)
+	flatten(rendered, "", got)
+	if !maps.Equal(got, want) {
+		t.Errorf("cloud.yaml of the chart has the keys %v, want those of reference.yaml, %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
 }

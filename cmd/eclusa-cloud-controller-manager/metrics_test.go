@@ -3,12 +3,16 @@ package main
 import (
 	"flag"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/eclusa-lb/eclusa/monitoring"
 	"github.com/eclusa-lb/eclusa/version"
@@ -44,6 +48,50 @@ func TestExposition(t *testing.T) {
 	}
 	if err := monitoring.Golden("testdata/metrics.txt", text, *update); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestChartExposesWhatAlertsAskFor configures the program with the cloud.yaml that
+// the chart makes, and finds every metric that an alert asks it for.
+func TestChartExposesWhatAlertsAskFor(t *testing.T) {
+	manifests, err := os.ReadFile("../../charts/testdata/golden/all.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cloud := ""
+	for doc := range strings.SplitSeq(string(manifests), "\n---\n") {
+		var m corev1.ConfigMap
+		if strings.Contains(doc, "\nkind: ConfigMap\n") && yaml.Unmarshal([]byte(doc), &m) == nil && m.Data["cloud.yaml"] != "" {
+			cloud = m.Data["cloud.yaml"]
+		}
+	}
+	dir := t.TempDir()
+	files := writePair(t, dir, "prod", time.Now().Add(time.Hour))
+	own, complaints := parseConfig([]byte(cloud))
+	if len(complaints) > 0 {
+		t.Fatalf("the chart's cloud.yaml is %q: %v", cloud, complaints)
+	}
+	creds, err := newCredentials(files, nil, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := monitoring.Inspect(&collector{func() bool { return true }, creds, own.NodePortRange.size()})
+	provided, err := os.ReadFile("../../provider/testdata/metrics.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	alerts, err := os.ReadFile("../../charts/eclusa/files/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := regexp.MustCompile(`\beclusa_ccm_[a-z_]+`).FindAllString(string(alerts), -1)
+	if len(asked) < 20 {
+		t.Errorf("the alerts ask for %d metrics: the test looks at the wrong place", len(asked))
+	}
+	for _, name := range asked {
+		if !strings.Contains(text+string(provided), "# TYPE "+name+" ") {
+			t.Errorf("an alert asks for %s, which a manager of the chart does not expose", name)
+		}
 	}
 }
 

@@ -29,13 +29,15 @@ template` has not.
 {{- define "eclusa.checkArguments" -}}
 {{- $keys := dict
   "--cloud-provider" "it is always eclusa"
-  "--cloud-config" "set clusterName, nodeAddressTypes and clientCertificate"
+  "--cloud-config" "set clusterName, nodeAddressTypes, nodePortRange and clientCertificate"
   "--cluster-name" "set clusterName"
   "--controllers" "set serveServicesWithoutClass"
   "--leader-elect-resource-namespace" "the Lease is in the release's namespace"
   "--leader-elect-resource-name" "the Lease has the name for which there are rights"
   "--bind-address" "set controllerManager.bindAddress"
   "--secure-port" "probes and Services count on 10258"
+  "--tls-cert-file" "set controllerManager.servingCertificate"
+  "--tls-private-key-file" "set controllerManager.servingCertificate"
   "--log-level" "set controllerManager.logLevel"
   "--log-format" "set controllerManager.logFormat" }}
 {{- range $arg := .Values.controllerManager.extraArgs }}
@@ -43,6 +45,10 @@ template` has not.
 {{- if hasKey $keys $flag }}
 {{- fail (printf "\n\ncontrollerManager.extraArgs: %q: is the chart's to set: %s" $arg (get $keys $flag)) }}
 {{- end }}
+{{- end }}
+{{- $serving := .Values.controllerManager.servingCertificate }}
+{{- if and $serving.serverName (not $serving.existingSecret) }}
+{{- fail (printf "\n\ncontrollerManager.servingCertificate.serverName: %q: has no meaning without existingSecret: name the Secret with the certificate, or remove it" $serving.serverName) }}
 {{- end }}
 {{- end }}
 

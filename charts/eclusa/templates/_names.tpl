@@ -56,6 +56,9 @@ client:
   caFile: /etc/eclusa/client/ca.crt
 nodeAddressTypes:
   {{- toYaml .Values.nodeAddressTypes | nindent 2 }}
+{{- with .Values.nodePortRange }}
+nodePortRange: {{ . }}
+{{- end }}
 {{- end }}
 
 {{/* Address and port of a listener. Call it with (list ADDRESS PORT). */}}
