@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/eclusa-lb/eclusa/configfile"
 	"github.com/eclusa-lb/eclusa/monitoring"
 	"github.com/eclusa-lb/eclusa/version"
 )
@@ -67,8 +68,8 @@ func TestChartExposesWhatAlertsAskFor(t *testing.T) {
 	}
 	dir := t.TempDir()
 	files := writePair(t, dir, "prod", time.Now().Add(time.Hour))
-	own, complaints := parseConfig([]byte(cloud))
-	if len(complaints) > 0 {
+	var own Config
+	if complaints := configfile.Decode([]byte(cloud), &own); len(complaints) > 0 {
 		t.Fatalf("the chart's cloud.yaml is %q: %v", cloud, complaints)
 	}
 	creds, err := newCredentials(files, nil, zap.NewNop())
