@@ -63,12 +63,13 @@ func Build(ctx context.Context, w io.Writer) (dir string, err error) {
 
 // BuildHelm does the same for Helm, in the versions pinned in lab/helm3/go.mod
 // and lab/helm4/go.mod: the directory holds helm3 and helm4. It takes about three
-// minutes the first time; a lab does without.
+// minutes the first time. A lab needs helm4 alone.
 func BuildHelm(ctx context.Context, w io.Writer) (dir string, err error) {
 	return build(ctx, narrate(w), helmBundle)
 }
 
-func build(ctx context.Context, n *narrator, b bundle) (string, error) {
+// build makes sure that the programs of the bundle exist, or only those named.
+func build(ctx context.Context, n *narrator, b bundle, only ...string) (string, error) {
 	src, err := source()
 	if err != nil {
 		return "", err
@@ -85,7 +86,7 @@ func build(ctx context.Context, n *narrator, b bundle) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if len(b.missing(dir)) == 0 {
+	if len(b.missing(dir, only)) == 0 {
 		return dir, nil
 	}
 	unlock, err := lock(ctx, filepath.Join(dir, ".lock"))
@@ -93,7 +94,7 @@ func build(ctx context.Context, n *narrator, b bundle) (string, error) {
 		return "", err
 	}
 	defer unlock()
-	todo := b.missing(dir)
+	todo := b.missing(dir, only)
 	if len(todo) > 0 {
 		n.say("building %s of %s %s, this once, into %s", count(len(todo), "program", "programs"), b.name, strings.Join(versions, " and "), dir)
 	}
@@ -124,11 +125,14 @@ func (b bundle) versions(src string) (all []string, err error) {
 	return all, nil
 }
 
-// missing lists the programs that are not in dir yet. A file is complete when
-// it has its name.
-func (b bundle) missing(dir string) []program {
+// missing lists the programs that are not in dir yet, of those named if any are.
+// A file is complete when it has its name.
+func (b bundle) missing(dir string, only []string) []program {
 	var todo []program
 	for _, p := range b.programs {
+		if len(only) > 0 && !slices.Contains(only, p.name) {
+			continue
+		}
 		if _, err := os.Stat(filepath.Join(dir, p.name)); err != nil {
 			todo = append(todo, p)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -117,6 +118,9 @@ func (l *Lab) apiserverArgs() []string {
 		"--allow-privileged=true",
 		"--event-ttl=1h",
 		"--profiling=false",
+		"--audit-policy-file=" + l.path("config", "audit.yaml"),
+		"--audit-log-path=" + l.AuditLog(),
+		"--audit-log-maxsize=100", "--audit-log-maxbackup=1",
 	}
 }
 
@@ -132,6 +136,7 @@ func (l *Lab) managerArgs() []string {
 		"--cluster-cidr=" + l.Options.podCIDRs(),
 		"--allocate-node-cidrs=false",
 		"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false",
+		"--node-monitor-grace-period=" + l.Options.NodeGrace.String(),
 		// The defaults make thousands of EndpointSlices a matter of
 		// minutes.
 		"--kube-api-qps=500", "--kube-api-burst=1000",
@@ -168,8 +173,8 @@ func (l *Lab) configure() error {
 		l.user(ca, identity{name: "kube-controller-manager", user: "system:kube-controller-manager"}),
 		l.user(ca, identity{name: "kube-scheduler", user: "system:kube-scheduler"}),
 		l.user(ca, identity{name: "kube-proxy", user: "system:kube-proxy"}),
-		l.user(ca, identity{name: ccmProgram, user: ccmUser}),
 		l.writeKubectl(),
+		l.writeAudit(),
 	}
 	cp.define(l)
 	for _, n := range l.Nodes {
@@ -182,6 +187,13 @@ func (l *Lab) configure() error {
 // user issues a client certificate with a kubeconfig of the same name.
 func (l *Lab) user(ca *authority, id identity) error {
 	return ca.kubeconfig(l.kubeconfig(id.name), "https://"+l.ControlPlane.APIServerAddr().String(), id)
+}
+
+func (l *Lab) writeAudit() error {
+	if err := os.MkdirAll(l.path("config"), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(l.path("config", "audit.yaml"), audit, 0o644)
 }
 
 func (l *Lab) pki(name string) string { return l.path("pki", name) }

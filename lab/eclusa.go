@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -81,42 +80,32 @@ func (l *Lab) EdgePKI() string { return l.path("eclusa", "pki") }
 //go:embed eclusa/edge.yaml.tmpl
 var edgeTemplate string
 
-// ccmTemplate is the cloud controller managers' configuration.
-//
-//go:embed eclusa/cloud.yaml.tmpl
-var ccmTemplate string
-
-// objectsTemplate are the AddressPool and the Edges.
-//
-//go:embed eclusa/objects.yaml.tmpl
-var objectsTemplate string
-
 // edgeFacts are what the templates need to know.
 type edgeFacts struct {
 	Lab          *Lab
 	Edge         *Edge
 	Cluster      string
 	Pool4, Pool6 string
+	Secret       string
+	Repository   string
+	Tag          string
 }
 
-// startEclusa makes the certificates, starts the edges and one cloud controller
-// manager, and gives the cluster its AddressPool and Edges.
+// startEclusa makes the certificates, starts the edges and installs the chart.
 func (l *Lab) startEclusa(ctx context.Context) error {
 	if err := l.makeEdgePKI(ctx); err != nil {
 		return err
 	}
-	if err := l.startEdges(ctx); err != nil {
+	g, some := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.startEdges(some) })
+	g.Go(func() error { return l.installChart(some) })
+	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := l.installEclusa(ctx); err != nil {
-		return err
-	}
-	file := l.path("eclusa", "cloud.yaml")
-	if err := l.writeTemplate(file, ccmTemplate, nil); err != nil {
-		return err
-	}
-	if err := l.StartCCM(1); err != nil {
-		return err
+	if !l.Manager.inPods() {
+		if err := l.Manager.startProcess(ctx); err != nil {
+			return err
+		}
 	}
 	return l.edgesReady(ctx)
 }
@@ -125,25 +114,29 @@ func (l *Lab) makeEdgePKI(ctx context.Context) error {
 	if err := os.MkdirAll(l.EdgePKI(), 0o700); err != nil {
 		return err
 	}
-	if err := l.pkiCommand(ctx, "init"); err != nil {
+	if _, err := l.pkiCommand(ctx, "init"); err != nil {
 		return err
 	}
 	for _, e := range l.Edges {
-		if err := l.pkiCommand(ctx, "edge", "--name", e.Name, "--host", e.Addr4.String(), "--host", e.Addr6.String()); err != nil {
+		if _, err := l.pkiCommand(ctx, "edge", "--name", e.Name, "--host", e.Addr4.String(), "--host", e.Addr6.String()); err != nil {
 			return err
 		}
 	}
-	return l.pkiCommand(ctx, "cluster", "--name", ClusterName)
+	return nil
 }
 
-// pkiCommand makes certificates the way a user does.
-func (l *Lab) pkiCommand(ctx context.Context, args ...string) error {
+// pkiCommand makes certificates the way a user does, and returns what the command
+// prints.
+func (l *Lab) pkiCommand(ctx context.Context, args ...string) ([]byte, error) {
 	args = append([]string{"pki", args[0], "--dir", l.EdgePKI()}, args[1:]...)
-	out, err := exec.CommandContext(ctx, l.bin(edgeProgram), args...).CombinedOutput()
+	var complaint bytes.Buffer
+	cmd := exec.CommandContext(ctx, l.bin(edgeProgram), args...)
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("%s %s: %w\n%s", edgeProgram, args, err, bytes.TrimSpace(out))
+		return nil, fmt.Errorf("%s %s: %w\n%s", edgeProgram, args, err, bytes.TrimSpace(complaint.Bytes()))
 	}
-	return nil
+	return out, nil
 }
 
 func (l *Lab) startEdges(ctx context.Context) error {
@@ -165,64 +158,6 @@ func (l *Lab) startEdges(ctx context.Context) error {
 	return nil
 }
 
-// installEclusa gives the cluster the custom resources of the chart, the roles
-// of the cloud controller manager, and the objects.
-func (l *Lab) installEclusa(ctx context.Context) error {
-	src, err := source()
-	if err != nil {
-		return err
-	}
-	crds, err := filepath.Glob(filepath.Join(src, "charts", "eclusa", "crds", "*.yaml"))
-	if err != nil {
-		return err
-	}
-	if len(crds) == 0 {
-		return errors.New("the chart has no custom resource definitions in charts/eclusa/crds")
-	}
-	for _, file := range crds {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		if err := l.Apply(ctx, data); err != nil {
-			return err
-		}
-	}
-	if err := l.Apply(ctx, ccmRBAC); err != nil {
-		return err
-	}
-	objects, err := l.fill("objects.yaml", objectsTemplate, nil)
-	if err != nil {
-		return err
-	}
-	return l.Apply(ctx, objects)
-}
-
-// StartCCM starts cloud controller managers until n of them run. The new ones
-// are appended to CCMs; those that have ended are started again.
-func (l *Lab) StartCCM(n int) error {
-	config := l.kubeconfig(ccmProgram)
-	for len(l.CCMs) < n {
-		i := len(l.CCMs)
-		p := l.process(ccmRole, fmt.Sprintf("ccm-%d", i+1), l.ControlPlane.Host, l.bin(ccmProgram),
-			"--cloud-provider=eclusa",
-			"--cloud-config="+l.path("eclusa", "cloud.yaml"),
-			"--kubeconfig="+config,
-			"--authentication-kubeconfig="+config,
-			"--authorization-kubeconfig="+config,
-			"--bind-address=127.0.0.1",
-			fmt.Sprintf("--secure-port=%d", 10258+2*i),
-			"--cert-dir="+l.path("eclusa", fmt.Sprintf("ccm-%d", i+1)))
-		l.CCMs = append(l.CCMs, p)
-	}
-	for _, p := range l.CCMs[:n] {
-		if err := p.Start(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // writeTemplate writes a configuration file of eclusa.
 func (l *Lab) writeTemplate(file, text string, e *Edge) error {
 	data, err := l.fill(filepath.Base(file), text, e)
@@ -238,7 +173,10 @@ func (l *Lab) fill(name, text string, e *Edge) ([]byte, error) {
 		return nil, err
 	}
 	var b bytes.Buffer
-	facts := edgeFacts{Lab: l, Edge: e, Cluster: ClusterName, Pool4: PoolRange4, Pool6: PoolRange6}
+	facts := edgeFacts{
+		Lab: l, Edge: e, Cluster: ClusterName, Pool4: PoolRange4, Pool6: PoolRange6,
+		Secret: clientSecret, Repository: managerRepository, Tag: managerTag,
+	}
 	if err := t.Execute(&b, facts); err != nil {
 		return nil, fmt.Errorf("file %q: %w", name, err)
 	}

@@ -57,7 +57,11 @@ func (l *Lab) importOwn(ctx context.Context) error {
 	if err := os.MkdirAll(l.path("image"), 0o755); err != nil {
 		return err
 	}
-	for name, ref := range map[string]string{"pause": PauseImage, "workload": WorkloadImage} {
+	images := map[string]string{"pause": PauseImage, "workload": WorkloadImage}
+	if !l.Options.NoEclusa {
+		images[ccmProgram] = ManagerImage
+	}
+	for name, ref := range images {
 		archive := l.path("image", name+".tar")
 		if err := WriteImage(archive, ref, l.bin(name)); err != nil {
 			return err

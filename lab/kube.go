@@ -23,10 +23,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-const (
-	apiserverUser = "kube-apiserver-kubelet"
-	ccmUser       = ccmProgram
-)
+const apiserverUser = "kube-apiserver-kubelet"
 
 // rbac are the roles of those users of the lab that Kubernetes does not know by
 // itself.
@@ -34,10 +31,14 @@ const (
 //go:embed rbac.yaml
 var rbac []byte
 
-// ccmRBAC is what the cloud controller manager may do, and nothing more.
+// audit says what the API server writes down of what it is asked.
 //
-//go:embed ccm-rbac.yaml
-var ccmRBAC []byte
+//go:embed audit.yaml
+var audit []byte
+
+// AuditLog is the file in which the API server writes down what eclusa asks of
+// it, an event in JSON on each line.
+func (l *Lab) AuditLog() string { return l.logPath("audit") }
 
 // Kubeconfig is the file with which an administrator reaches the cluster from
 // inside the control plane's network.

@@ -39,7 +39,7 @@ import (
 )
 
 // Lab is a running lab. Its fields are set when Up or Open returns and do not
-// change, but for CCMs, which StartCCM extends.
+// change.
 type Lab struct {
 	// Options are those that it was brought up with, defaults filled in.
 	Options Options
@@ -51,11 +51,11 @@ type Lab struct {
 	Nodes   []*Node
 	Edges   []*Edge
 	Clients []*Host
-	// CCMs are the cloud controller managers, which run on the control
-	// plane's host.
-	CCMs []*Process
+	// Manager is eclusa's cloud controller manager.
+	Manager *Manager
 
 	programs string // the directory of the Kubernetes programs
+	helms    string // the directory of Helm
 	say      func(format string, args ...any)
 	guard    *guard
 
@@ -87,10 +87,17 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
+	helms := ""
+	if !o.NoEclusa {
+		if helms, err = build(ctx, n, helmBundle, "helm4"); err != nil {
+			return nil, err
+		}
+	}
 	l, err := prepare(ctx, o, n, programs)
 	if err != nil {
 		return nil, err
 	}
+	l.helms = helms
 	if err := l.up(ctx); err != nil {
 		return nil, errors.Join(err, l.Down())
 	}
@@ -140,7 +147,7 @@ func prepare(ctx context.Context, o Options, n *narrator, programs string) (*Lab
 }
 
 // contents are what a lab keeps in its directory.
-var contents = []string{"bin", "etcd", "host", "image", "kubectl", "kubeconfig", "log", "pki", "config", "eclusa", stateFile}
+var contents = []string{"bin", "etcd", "host", "image", "kubectl", "helm", "kubeconfig", "log", "pki", "config", "eclusa", stateFile}
 
 func (l *Lab) up(ctx context.Context) error {
 	o := l.Options
@@ -189,6 +196,7 @@ func (l *Lab) makeHosts() error {
 // layOut fills in the hosts of the plan, none of them booted.
 func (l *Lab) layOut() {
 	l.Fabric = &Host{Name: "fabric", lab: l}
+	l.Manager = &Manager{lab: l}
 	for _, p := range plan(l.Options) {
 		h := &Host{Name: p.name, lab: l}
 		h.Addr4, h.Addr6 = p.subnet.addrs(p.number)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 )
 
 // Options say what a lab consists of. The zero value is a useful lab: a control
@@ -46,14 +47,20 @@ type Options struct {
 	// controller manager.
 	NoEclusa bool
 
+	// NodeGrace is how long Kubernetes waits for a silent kubelet before it
+	// takes the node for dead: 50 s, Kubernetes' own default, if zero.
+	NodeGrace time.Duration
+
 	// EdgeBinary and CCMBinary are run as eclusa-edge and
-	// eclusa-cloud-controller-manager; built from this module if empty.
+	// eclusa-cloud-controller-manager; built from this module if empty. The
+	// latter must be static, since it is all that is in its image.
 	EdgeBinary, CCMBinary string
 }
 
 const (
 	defaultServiceCIDR   = "10.96.0.0/16"
 	defaultNodePortRange = "30000-32767"
+	defaultNodeGrace     = 50 * time.Second
 	podCIDR4             = "10.244.0.0/16"
 	podCIDR6             = "fd00:244::/48"
 	serviceCIDR6         = "fd00:96::/112"
@@ -81,6 +88,9 @@ func (o Options) defaulted() (Options, error) {
 	}
 	if o.NodePortRange == "" {
 		o.NodePortRange = defaultNodePortRange
+	}
+	if o.NodeGrace == 0 {
+		o.NodeGrace = defaultNodeGrace
 	}
 	if o.Log == nil {
 		o.Log = io.Discard

@@ -7,14 +7,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 )
 
 // processGroup keeps a terminal's Ctrl-C from reaching a child directly.
 var processGroup = &syscall.SysProcAttr{Setpgid: true}
 
-// own are the programs of this module that every lab needs, as package paths.
-// Those of the images must be static; all use the standard library alone.
+// own are the programs of this module that every lab needs, as package paths. Like
+// eclusa's they are static, since they are alone in their images.
 var own = []string{"./lab/anchor", "./lab/workload", "./lab/pause"}
 
 const (
@@ -43,16 +44,8 @@ func buildOwn(ctx context.Context, n *narrator, o Options, dir string) error {
 		return err
 	}
 	defer unlock()
-	flags := []string{"build", "-v", "-ldflags", "-s -w -X " + modulePath + "/version.number=lab", "-o", kept + "/"}
-	if err := runCompiler(n, static(goCommand(ctx, src, append(flags, own...)...)), "the lab's own programs"); err != nil {
-		return fmt.Errorf("build the lab's own programs: %w", err)
-	}
 	from := map[string]string{}
-	for _, pkg := range own {
-		name := filepath.Base(pkg)
-		from[name] = filepath.Join(kept, name)
-	}
-	var pkgs []string
+	pkgs := slices.Clone(own)
 	for name, file := range map[string]string{edgeProgram: o.EdgeBinary, ccmProgram: o.CCMBinary} {
 		switch {
 		case o.NoEclusa:
@@ -60,15 +53,15 @@ func buildOwn(ctx context.Context, n *narrator, o Options, dir string) error {
 			from[name] = file
 		default:
 			pkgs = append(pkgs, "./cmd/"+name)
-			from[name] = filepath.Join(kept, name)
 		}
 	}
-	if len(pkgs) > 0 {
-		// Not static, so that they share the packages of whoever runs the
-		// lab.
-		if err := runCompiler(n, goCommand(ctx, src, append(flags, pkgs...)...), "eclusa"); err != nil {
-			return fmt.Errorf("build eclusa: %w", err)
-		}
+	for _, pkg := range pkgs {
+		name := filepath.Base(pkg)
+		from[name] = filepath.Join(kept, name)
+	}
+	args := append([]string{"build", "-v", "-ldflags", "-s -w -X " + modulePath + "/version.number=lab", "-o", kept + "/"}, pkgs...)
+	if err := runCompiler(n, static(goCommand(ctx, src, args...)), "eclusa and the lab's own programs"); err != nil {
+		return fmt.Errorf("build eclusa and the lab's own programs: %w", err)
 	}
 	for name, file := range from {
 		if err := copyFile(file, filepath.Join(dir, name)); err != nil {

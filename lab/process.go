@@ -164,8 +164,10 @@ func (p *Process) gone(ctx context.Context) error {
 func (p *Process) LogPath() string { return p.lab.logPath(p.Name) }
 
 // RSS is the memory of the process in bytes.
-func (p *Process) RSS() (int64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+func (p *Process) RSS() (int64, error) { return rss(p.PID()) }
+
+func rss(pid int) (int64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}

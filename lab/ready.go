@@ -21,10 +21,8 @@ func (l *Lab) edgesReady(ctx context.Context) error {
 	}
 	for _, e := range l.Edges {
 		err := until(ctx, 2*time.Minute, func(ctx context.Context) error {
-			for _, p := range l.CCMs {
-				if !p.Running() {
-					return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())
-				}
+			if p := l.Manager.process; p != nil && !p.Running() {
+				return fmt.Errorf("%q has ended:\n%s", p.Name, p.tail())
 			}
 			o, err := client.Resource(edgeResource).Get(ctx, e.Name, metav1.GetOptions{})
 			if err != nil {
@@ -33,11 +31,26 @@ func (l *Lab) edgesReady(ctx context.Context) error {
 			return condition(o, "Ready")
 		})
 		if err != nil {
-			return fmt.Errorf("object Edge %q: %w", e.Name, err)
+			return fmt.Errorf("object Edge %q: %w%s", e.Name, err, l.Manager.complaint())
 		}
 	}
-	l.say("eclusa's cloud controller manager has taken over the edges")
+	leader, err := l.Manager.Leader(ctx)
+	if err != nil {
+		return err
+	}
+	l.say("eclusa-cloud-controller-manager leads on %s and has taken over the edges", leader.Host.Name)
 	return nil
+}
+
+// complaint is what keeps the pods of the manager, for an error's end.
+func (m *Manager) complaint() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	pods, err := m.pods(ctx)
+	if err != nil || !m.inPods() {
+		return ""
+	}
+	return "\n" + describePods(pods)
 }
 
 // condition is nil when the object has the condition and it is True.

@@ -153,7 +153,7 @@ func (l *Lab) place(p *Process) {
 	case schedulerRole:
 		cp.Scheduler = p
 	case ccmRole:
-		l.CCMs = append(l.CCMs, p)
+		l.Manager.process = p
 	}
 	for _, n := range l.Nodes {
 		if n.Host != p.Host {
