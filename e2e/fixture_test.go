@@ -50,13 +50,17 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// nodeGrace is how long Kubernetes waits for a silent kubelet here: less than
+// usual, and more than a node is cut off in a test that is not about that.
+const nodeGrace = 16 * time.Second
+
 // inLab returns the shared lab. Without root the test is skipped, but fails in
 // CI, where it must not be missed.
 func inLab(t *testing.T) *cluster {
 	t.Helper()
 	needRoot(t)
 	shared.once.Do(func() {
-		shared.c, shared.err = start(context.Background(), lab.Options{Log: os.Stderr, LogDir: logDir()})
+		shared.c, shared.err = start(context.Background(), lab.Options{Log: os.Stderr, LogDir: logDir(), NodeGrace: nodeGrace})
 	})
 	if shared.err != nil {
 		t.Fatalf("bring the lab up: %v", shared.err)
@@ -157,16 +161,21 @@ func (c *cluster) tell(ctx context.Context, t *testing.T, namespace string) {
 		{"get", "services,endpointslices,pods", "-n", namespace, "-o", "wide"},
 		{"describe", "services", "-n", namespace},
 		{"get", "edges,addresspools,nodes", "-o", "wide"},
+		{"get", "pods,leases", "-n", lab.ReleaseNamespace, "-o", "wide"},
 	} {
 		t.Logf("kubectl %s:\n%s", strings.Join(args, " "), c.kubectl(ctx, args...))
 	}
-	logs := append([]*lab.Process{c.edge.Process}, c.CCMs...)
-	for _, p := range logs {
-		data, err := os.ReadFile(p.LogPath())
-		if err != nil {
-			continue
+	if data, err := os.ReadFile(c.edge.Process.LogPath()); err == nil {
+		t.Logf("the end of the log of %s:\n%s", c.edge.Name, data[max(0, len(data)-4000):])
+	}
+	replicas, err := c.Manager.Replicas(ctx)
+	if err != nil {
+		t.Logf("replicas of the manager: %v", err)
+	}
+	for _, r := range replicas {
+		if text, err := r.Log(); err == nil {
+			t.Logf("the end of the log of %s on %s:\n%s", r.Name, r.Host.Name, text[max(0, len(text)-4000):])
 		}
-		t.Logf("the end of the log of %s:\n%s", p.Name, data[max(0, len(data)-4000):])
 	}
 }
 

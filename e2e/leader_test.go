@@ -18,7 +18,7 @@ import (
 	"github.com/eclusa-lb/eclusa/lab"
 )
 
-// The cloud-controller-manager is killed and started again: addresses stay, and
+// Every cloud-controller-manager is killed, and started again later: addresses stay, and
 // what happened meanwhile comes through.
 func TestCCMRestarts(t *testing.T) {
 	c := inLab(t)
@@ -33,10 +33,8 @@ func TestCCMRestarts(t *testing.T) {
 	answers(t, c.client, netip.AddrPortFrom(before["web-0"], 80))
 	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-0"], 80), 50)
 	t.Cleanup(func() { c.ensureCCM(t) })
-	for _, p := range c.CCMs {
-		if err := p.Kill(); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.Manager.Kill(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	// A node is replaced under the same name, one Service goes and one comes.
 	c.replaceNode(t, c.Nodes[1])
@@ -58,8 +56,8 @@ func TestCCMRestarts(t *testing.T) {
 	load.stop(t)
 }
 
-// Two managers believe to lead: the first is frozen past its lease and woken
-// when the second leads. No address changes, no load balancer disappears, the
+// Two managers believe to lead: the one that does is frozen past its lease and
+// woken when the other leads. No address changes, no load balancer disappears, the
 // older one's writes are refused and it exits.
 func TestTwoLeaders(t *testing.T) {
 	c := inLab(t)
@@ -73,21 +71,14 @@ func TestTwoLeaders(t *testing.T) {
 	}
 	answers(t, c.client, netip.AddrPortFrom(before["web-a"], 80))
 	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-a"], 80), 50)
-	old := c.CCMs[0]
+	old := c.leader(t)
+	t.Cleanup(func() {
+		_ = old.Thaw() // it may be gone
+		c.ensureCCM(t)
+	})
 	if err := old.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.StartCCM(2); err != nil {
-		t.Fatal(err)
-	}
-	second := c.CCMs[1]
-	t.Cleanup(func() {
-		_ = old.Thaw()
-		if err := second.Kill(); err != nil {
-			t.Error(err)
-		}
-		c.ensureCCM(t)
-	})
 	// The second leads when it serves what the first never saw.
 	s := lab.Service(ns, "web-c")
 	s.Spec.Selector = map[string]string{"app": "web"}
@@ -99,6 +90,12 @@ func TestTwoLeaders(t *testing.T) {
 		return nil
 	})
 	before["web-c"] = c.addresses(t, ns, "web-c")[0]
+	if second := c.leader(t); second.Name == old.Name {
+		t.Fatalf("%s is frozen, and leads", old.Name)
+	}
+	if !old.Running() {
+		t.Fatalf("%s has ended before it was woken", old.Name)
+	}
 	if err := old.Thaw(); err != nil {
 		t.Fatal(err)
 	}
@@ -127,15 +124,27 @@ func (c *cluster) sameAddresses(t *testing.T, ns string, want map[string]netip.A
 	}
 }
 
-// ensureCCM starts the first manager if none runs, and waits until it leads.
+// leader is the manager that leads.
+func (c *cluster) leader(t *testing.T) *lab.Replica {
+	t.Helper()
+	r, err := c.Manager.Leader(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// ensureCCM starts the managers that do not run, and waits until one of them
+// leads. With the node of a leader a leader may go: another takes over when the
+// Lease has expired.
 func (c *cluster) ensureCCM(t *testing.T) {
 	t.Helper()
-	if err := c.CCMs[0].Start(); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	if err := c.Manager.Start(ctx); err != nil {
 		t.Error(err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
 	err := poll(ctx, 90*time.Second, func() error {
 		families, err := c.ccmMetrics(ctx)
 		if err == nil && sum(families["eclusa_ccm_edge_connected"], "", "") == 0 {
@@ -148,14 +157,17 @@ func (c *cluster) ensureCCM(t *testing.T) {
 	}
 }
 
+// restartCCM ends all managers and starts others, which know nothing but what
+// was recorded, and waits until one of them leads.
 func (c *cluster) restartCCM(t *testing.T) {
 	t.Helper()
-	if err := c.CCMs[0].Kill(); err != nil {
+	if err := c.Manager.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.CCMs[0].Start(); err != nil {
+	if err := c.Manager.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("%s leads now", c.leader(t).Name)
 }
 
 // replaceNode deletes the Node object and makes another of the same name.
@@ -186,14 +198,18 @@ func (c *cluster) replaceNode(t *testing.T, n *lab.Node) {
 	}
 }
 
-// ccmMetrics scrapes the first manager's secure port with the certificate of the
+// ccmMetrics scrapes the leader's secure port with the certificate of the
 // lab's administrator, who may read metrics.
 func (c *cluster) ccmMetrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
+	leader, err := c.Manager.Leader(ctx)
+	if err != nil {
+		return nil, err
+	}
 	config, err := c.RESTConfig()
 	if err != nil {
 		return nil, err
 	}
-	config.Host = "https://127.0.0.1:10258"
+	config.Host = "https://" + leader.Address.String()
 	// The manager's certificate is its own.
 	config.Insecure, config.CAFile, config.CAData = true, "", nil
 	config.Timeout = 5 * time.Second

@@ -72,7 +72,7 @@ func TestScale(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := c.CCMs[0].Stop(t.Context()); err != nil {
+	if err := c.Manager.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	farm := c.widen(t)
@@ -89,7 +89,7 @@ func TestScale(t *testing.T) {
 // coldStart starts the manager and waits until the edge serves every Service.
 func (c *cluster) coldStart(t *testing.T) {
 	begun := time.Now()
-	if err := c.CCMs[0].Start(); err != nil {
+	if err := c.Manager.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	seldom(t, 3*time.Minute, func() error {
@@ -215,13 +215,19 @@ func (c *cluster) settle(t *testing.T) {
 func (c *cluster) memory(t *testing.T) {
 	t.Helper()
 	var line []string
-	for _, p := range append(c.ControlPlane.Processes(), c.edge.Process, c.CCMs[0]) {
-		rss, err := p.RSS()
+	add := func(name string, rss int64, err error) {
 		if err != nil {
 			t.Error(err)
 		}
-		line = append(line, fmt.Sprintf("%s %d MB", p.Name, rss>>20))
+		line = append(line, fmt.Sprintf("%s %d MB", name, rss>>20))
 	}
+	for _, p := range append(c.ControlPlane.Processes(), c.edge.Process) {
+		rss, err := p.RSS()
+		add(p.Name, rss, err)
+	}
+	leader := c.leader(t)
+	rss, err := leader.RSS()
+	add(leader.Name, rss, err)
 	t.Logf("memory: %s", strings.Join(line, ", "))
 }
 
