@@ -11,7 +11,7 @@ var refusals = []struct{ values, want string }{
 	// By the schema.
 	{"replicas: 3", "additional properties 'replicas' not allowed"},
 	{"controllerManager: {replica: 3}", "at '/controllerManager': additional properties 'replica' not allowed"},
-	{"controllerManager: {replicas: 0}", "at '/controllerManager/replicas': minimum: got 0, want 1"},
+	{"controllerManager: {replicas: -1}", "at '/controllerManager/replicas': minimum: got -1, want 0"},
 	{"controllerManager: {replicas: two}", "at '/controllerManager/replicas': got string, want integer"},
 	{"controllerManager: {image: {pullPolicy: Sometimes}}", "at '/controllerManager/image/pullPolicy': value must be one of 'IfNotPresent', 'Always', 'Never'"},
 	{"controllerManager: {image: {digest: latest}}", "at '/controllerManager/image/digest'"},

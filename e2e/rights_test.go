@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -68,6 +70,7 @@ func TestRightsOfTheChartSuffice(t *testing.T) {
 		return fmt.Errorf("the pool is still there, though nobody uses it: %w", err)
 	})
 
+	c.strangerIsRefused(t, ns)
 	used := audit.requests(t)
 	for _, r := range used {
 		if r.ResponseStatus.Code == http.StatusForbidden || r.ResponseStatus.Code == http.StatusUnauthorized {
@@ -75,13 +78,42 @@ func TestRightsOfTheChartSuffice(t *testing.T) {
 		}
 	}
 	for _, must := range []string{"patch services/status", "patch eclusa.io/addresspools", "patch eclusa.io/edges/status",
-		"update coordination.k8s.io/leases", "get namespaces", "create events"} {
+		"update coordination.k8s.io/leases", "get namespaces", "create events",
+		"create authentication.k8s.io/tokenreviews", "create authorization.k8s.io/subjectaccessreviews"} {
 		if !slices.ContainsFunc(used, func(r request) bool { return r.String() == must }) {
 			t.Errorf("nobody has asked for %q: the audit log is not that of the managers", must)
 		}
 	}
 	c.quietLogs(t)
 	t.Logf("%d requests; rights that they did not need: %s", len(used), strings.Join(c.unused(t, used), ", "))
+}
+
+// strangerIsRefused asks for metrics with a token that gives no right to them: the
+// manager has the API server judge both.
+func (c *cluster) strangerIsRefused(t *testing.T, ns string) {
+	t.Helper()
+	token, err := c.kube.CoreV1().ServiceAccounts(ns).CreateToken(t.Context(), "default", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := c.ControlPlane.HTTPClient()
+	client.Transport = &http.Transport{
+		DialContext: c.ControlPlane.DialContext, DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the manager's certificate is its own
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+c.leader(t).Address.String()+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token.Status.Token)
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("metrics for a stranger: %s, want 403", resp.Status)
+	}
 }
 
 // quietLogs looks for the word by which the API server refuses.

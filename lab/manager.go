@@ -56,6 +56,9 @@ func (m *Manager) Scale(ctx context.Context, n int) error {
 // it expires. None is started again before Start or Scale.
 func (m *Manager) Kill(ctx context.Context) error {
 	if !m.inPods() {
+		if m.process == nil {
+			return nil
+		}
 		return m.process.Kill()
 	}
 	replicas, err := m.Replicas(ctx)
@@ -127,24 +130,6 @@ func (m *Manager) leader(ctx context.Context) (*Replica, error) {
 	return nil, fmt.Errorf("%q, which has the Lease, does not run", *s.HolderIdentity)
 }
 
-// Standby is a replica that does not lead; an error if there is none.
-func (m *Manager) Standby(ctx context.Context) (*Replica, error) {
-	leader, err := m.Leader(ctx)
-	if err != nil {
-		return nil, err
-	}
-	replicas, err := m.Replicas(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range replicas {
-		if r.run != leader.run {
-			return r, nil
-		}
-	}
-	return nil, fmt.Errorf("%s: %q is the only replica", ManagerName, leader.Name)
-}
-
 // Replicas are those that run, and whose end nobody has asked for.
 func (m *Manager) Replicas(ctx context.Context) ([]*Replica, error) {
 	if m.inPods() {
@@ -185,10 +170,12 @@ func (m *Manager) startProcess(ctx context.Context) error {
 }
 
 func (m *Manager) scaleProcess(ctx context.Context, n int) error {
-	switch n {
-	case 0:
+	switch {
+	case m.process == nil:
+		return fmt.Errorf("%s: is not in this lab", ManagerName)
+	case n == 0:
 		return m.process.Stop(ctx)
-	case 1:
+	case n == 1:
 		m.started = time.Now()
 		return m.process.Start()
 	}
@@ -208,6 +195,9 @@ func (r *Replica) Kill() error { return kill(r.run) }
 
 // Running reports whether this very process is there.
 func (r *Replica) Running() bool { return r.run.Running() }
+
+// PID is its number, as seen from outside the lab.
+func (r *Replica) PID() int { return r.run.PID }
 
 // RSS is its memory in bytes.
 func (r *Replica) RSS() (int64, error) { return rss(r.run.PID) }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"text/tabwriter"
+	"text/template"
 
 	"github.com/spf13/cobra"
 
@@ -72,32 +74,55 @@ func upCommand() *cobra.Command {
 			if err := l.Detach(); err != nil {
 				return errors.Join(err, l.Down())
 			}
-			printUsage(c.OutOrStdout(), l)
-			return nil
+			return printUsage(c.OutOrStdout(), l)
 		},
 	}
 	optionFlags(c, &o)
 	return c
 }
 
-func printUsage(w io.Writer, l *lab.Lab) {
-	fmt.Fprintf(w, `
-The lab runs. For a kubectl in this shell:
+// usage tells what can be done with a lab that runs.
+var usage = template.Must(template.New("usage").Parse(`
+The lab runs. For kubectl{{if .Eclusa}} and helm{{end}} in this shell:
 
-    alias kubectl=%s
+    alias kubectl={{.Lab.Kubectl}}
+{{- if .Eclusa}}
+    alias helm={{.Lab.Helm}}
+    helm list --all-namespaces
+{{- end}}
     kubectl get nodes,services
+{{- if .Lab.Nodes}}
 
 Try:
 
-    kubectl create deployment web --image=%s --replicas=2
+    kubectl create deployment web --image={{.Image}} --replicas=2
     kubectl expose deployment web --type=LoadBalancer --port=80 --target-port=8080
     kubectl get service web
-    %s exec --dir %s client-1 -- curl http://ADDRESS/
+    {{.Self}} exec --dir {{.Lab.Options.Dir}} client-1 -- curl http://ADDRESS/
+{{- end}}
+{{- if .Eclusa}}
 
-Logs are in %s. Take it down with
+What eclusa says of it, in the cluster and, as a page for your browser, on the edge:
 
-    %s down --dir %s
-`, l.Kubectl(), lab.WorkloadImage, self(), l.Options.Dir, l.Options.LogDir, self(), l.Options.Dir)
+    kubectl get edges,addresspools
+    kubectl describe service web
+    {{.Self}} forward --dir {{.Lab.Options.Dir}} edge-1 127.0.0.1:9980
+
+Change it as you would at home:
+
+    helm get values eclusa --namespace kube-system
+    helm upgrade eclusa charts/eclusa --namespace kube-system --reuse-values --set controllerManager.logLevel=debug
+{{- end}}
+
+Logs are in {{.Lab.Options.LogDir}}. Take it down with
+
+    {{.Self}} down --dir {{.Lab.Options.Dir}}
+`))
+
+func printUsage(w io.Writer, l *lab.Lab) error {
+	return usage.Execute(w, map[string]any{
+		"Lab": l, "Eclusa": len(l.Edges) > 0, "Image": lab.WorkloadImage, "Self": self(),
+	})
 }
 
 // self is how the user calls this program again.
@@ -149,12 +174,12 @@ func statusCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return printStatus(c.OutOrStdout(), l)
+		return printStatus(c.Context(), c.OutOrStdout(), l)
 	}
 	return c
 }
 
-func printStatus(out io.Writer, l *lab.Lab) error {
+func printStatus(ctx context.Context, out io.Writer, l *lab.Lab) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "HOST\tIPV4\tIPV6\tUP")
 	for _, h := range l.Hosts() {
@@ -167,6 +192,15 @@ func printStatus(out io.Writer, l *lab.Lab) error {
 			memory = fmt.Sprintf("%d MB", rss>>20)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", p.Name, p.Host.Name, p.PID(), memory)
+	}
+	replicas, err := l.Manager.Replicas(ctx)
+	if err != nil {
+		return errors.Join(w.Flush(), err)
+	}
+	for _, r := range replicas {
+		if rss, err := r.RSS(); err == nil && len(l.Nodes) > 0 { // else it is among the programs
+			fmt.Fprintf(w, "%s\t%s\t%d\t%d MB\n", r.Name, r.Host.Name, r.PID(), rss>>20)
+		}
 	}
 	return w.Flush()
 }

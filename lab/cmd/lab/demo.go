@@ -44,7 +44,7 @@ type demo struct {
 }
 
 func (d *demo) run(ctx context.Context, o lab.Options) (err error) {
-	d.title("A Kubernetes cluster: a control plane, two nodes, an edge in front of them, and a client outside")
+	d.title("A Kubernetes cluster: a control plane, two nodes, an edge in front of them, and a client outside; and Helm installs eclusa")
 	d.lab, err = lab.Up(ctx, o)
 	if err != nil {
 		return err
@@ -53,13 +53,30 @@ func (d *demo) run(ctx context.Context, o lab.Options) (err error) {
 		d.title("Taking everything down")
 		err = errors.Join(err, d.lab.Down())
 	}()
-	steps := []func(context.Context) error{d.deploy, d.expose, d.killNode}
+	steps := []func(context.Context) error{d.installed, d.deploy, d.expose, d.killNode}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
 	d.next()
+	return nil
+}
+
+// installed shows what helm install has brought into the cluster.
+func (d *demo) installed(ctx context.Context) error {
+	d.title("What helm install has brought: two managers of which one leads, the addresses that there are to give, the edge that serves them")
+	if err := d.command(ctx, d.lab.Helm(), "helm", "list", "--namespace", lab.ReleaseNamespace); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"get", "pods", "--namespace", lab.ReleaseNamespace, "-o", "custom-columns=POD:.metadata.name,NODE:.spec.nodeName,IMAGE:.spec.containers[0].image"},
+		{"get", "edges"}, {"get", "addresspools"},
+	} {
+		if err := d.kubectl(ctx, args...); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -160,7 +177,10 @@ func (d *demo) killNode(ctx context.Context) error {
 	defer stop()
 	ended := make(chan lab.Report, 1)
 	go func() { ended <- traffic.Run(going) }()
-	victim := d.lab.Nodes[len(d.lab.Nodes)-1]
+	victim, err := d.victim(ctx)
+	if err != nil {
+		return err
+	}
 	if err := d.sleep(ctx, 3*time.Second); err != nil {
 		return err
 	}
@@ -206,6 +226,22 @@ func (d *demo) killNode(ctx context.Context) error {
 	return nil
 }
 
+// victim is a node on which the manager does not lead: edges do not need it, but
+// it is to tell what they know.
+func (d *demo) victim(ctx context.Context) (*lab.Node, error) {
+	leader, err := d.lab.Manager.Leader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range d.lab.Nodes {
+		if n.Host != leader.Host {
+			d.say("the manager leads on %s, so %s it is: with the leader dead the edge would do the same, but nobody would tell us before the other manager leads, 15 s later", leader.Host.Name, n.Name)
+			return n, nil
+		}
+	}
+	return nil, errors.New("the lab has one node alone")
+}
+
 func (d *demo) report(r lab.Report) {
 	var nodes []string
 	for _, n := range d.lab.Nodes {
@@ -216,7 +252,7 @@ func (d *demo) report(r lab.Report) {
 
 func (d *demo) next() {
 	d.title("What to try next")
-	d.print(`make up      the same cluster, left running, with a kubectl for your shell
+	d.print(`make up      the same cluster, left running, with kubectl and helm for your shell
              then stop the control plane, kill an edge, drain a node, and keep asking from outside
 make down    take it down
 make test    see all of that done by tests
@@ -226,11 +262,17 @@ docs/        quickstart, architecture
 
 // kubectl shows what a user would type and see.
 func (d *demo) kubectl(ctx context.Context, args ...string) error {
-	out, err := exec.CommandContext(ctx, d.lab.Kubectl(), args...).CombinedOutput()
+	return d.command(ctx, d.lab.Kubectl(), append([]string{"kubectl"}, args...)...)
+}
+
+// command runs a script of the lab under the name that it has for users.
+func (d *demo) command(ctx context.Context, script string, args ...string) error {
+	line := strings.Join(args, " ")
+	out, err := exec.CommandContext(ctx, script, args[1:]...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
+		return fmt.Errorf("%s: %w\n%s", line, err, out)
 	}
-	d.print("$ kubectl " + strings.Join(args, " ") + "\n" + string(out))
+	d.print("$ " + line + "\n" + string(out))
 	return nil
 }
 

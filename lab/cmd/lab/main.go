@@ -37,6 +37,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(buildCommand(), upCommand(), downCommand(), statusCommand(), execCommand(), demoCommand())
+	c.AddCommand(buildCommand(), upCommand(), downCommand(), statusCommand(), execCommand(), forwardCommand(), demoCommand())
 	return c
 }
