@@ -18,11 +18,11 @@ help: ## explain every target
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## bring up a real cluster on this machine, serve a Service through port 80, kill a node, take all down (needs root)
+demo: ## bring up a real cluster on this machine, install eclusa with Helm, serve a Service through port 80, kill a node, take all down (needs root)
 	$(GO) run ./lab/cmd/lab demo
 
 .PHONY: up
-up: ## bring the lab up and leave it running, with a kubectl for your shell (needs root; LAB=name for several)
+up: ## bring the lab up and leave it running, with kubectl and helm for your shell (needs root; LAB=name for several)
 	$(GO) run ./lab/cmd/lab up --name $(LAB) --dir $(LAB_DIR)
 
 .PHONY: down

@@ -114,6 +114,20 @@ func TestTwoLeaders(t *testing.T) {
 	load.stop(t)
 }
 
+// A lab that another process has brought up shows the same managers.
+func TestManagersAreFoundInAnOpenedLab(t *testing.T) {
+	c := inLab(t)
+	opened, err := lab.Open(c.Options.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := c.leader(t)
+	got, err := opened.Manager.Leader(t.Context())
+	if err != nil || got.Name != want.Name || got.PID() != want.PID() || got.Host.Name != want.Host.Name {
+		t.Errorf("got %+v, %v; want %+v", got, err, want)
+	}
+}
+
 func (c *cluster) sameAddresses(t *testing.T, ns string, want map[string]netip.Addr) {
 	t.Helper()
 	for name, a := range want {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -109,25 +110,34 @@ func (m *Manager) leader(ctx context.Context) (*Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := lease.Spec
-	if s.HolderIdentity == nil || *s.HolderIdentity == "" || s.RenewTime == nil || s.AcquireTime == nil || s.LeaseDurationSeconds == nil {
-		return nil, errors.New("nobody has the Lease")
-	}
-	if end := s.RenewTime.Add(time.Duration(*s.LeaseDurationSeconds) * time.Second); time.Now().After(end) {
-		return nil, fmt.Errorf("the Lease of %q has expired", *s.HolderIdentity)
+	host, since, err := holder(lease.Spec, time.Now())
+	if err != nil {
+		return nil, err
 	}
 	replicas, err := m.Replicas(ctx)
 	if err != nil {
 		return nil, err
 	}
-	host, _, _ := strings.Cut(*s.HolderIdentity, "_")
 	for _, r := range replicas {
 		// A younger process of that host has another identity.
-		if r.host == host && r.Running() && !r.started.After(s.AcquireTime.Time) {
+		if r.host == host && r.Running() && !r.started.After(since) {
 			return r, nil
 		}
 	}
-	return nil, fmt.Errorf("%q, which has the Lease, does not run", *s.HolderIdentity)
+	return nil, fmt.Errorf("the manager on %q, which has the Lease, does not run", host)
+}
+
+// holder says on which host the manager runs that has the Lease, and since when
+// it has it.
+func holder(s coordinationv1.LeaseSpec, now time.Time) (host string, since time.Time, err error) {
+	if s.HolderIdentity == nil || *s.HolderIdentity == "" || s.RenewTime == nil || s.AcquireTime == nil || s.LeaseDurationSeconds == nil {
+		return "", time.Time{}, errors.New("nobody has the Lease")
+	}
+	if end := s.RenewTime.Add(time.Duration(*s.LeaseDurationSeconds) * time.Second); now.After(end) {
+		return "", time.Time{}, fmt.Errorf("the Lease of %q has expired", *s.HolderIdentity)
+	}
+	host, _, _ = strings.Cut(*s.HolderIdentity, "_")
+	return host, s.AcquireTime.Time, nil
 }
 
 // Replicas are those that run, and whose end nobody has asked for.

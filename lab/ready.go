@@ -12,8 +12,8 @@ import (
 
 var edgeResource = schema.GroupVersionResource{Group: "eclusa.io", Version: "v1alpha1", Resource: "edges"}
 
-// edgesReady waits until the cloud controller manager has taken every edge into
-// use.
+// edgesReady waits until all managers run, and the one that leads has taken every
+// edge into use.
 func (l *Lab) edgesReady(ctx context.Context) error {
 	client, err := l.Dynamic()
 	if err != nil {
@@ -32,6 +32,11 @@ func (l *Lab) edgesReady(ctx context.Context) error {
 		})
 		if err != nil {
 			return fmt.Errorf("object Edge %q: %w%s", e.Name, err, l.Manager.complaint())
+		}
+	}
+	if l.Manager.inPods() {
+		if err := l.Manager.settled(ctx, ManagerReplicas); err != nil {
+			return err
 		}
 	}
 	leader, err := l.Manager.Leader(ctx)

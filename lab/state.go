@@ -154,6 +154,7 @@ func (l *Lab) place(p *Process) {
 		cp.Scheduler = p
 	case ccmRole:
 		l.Manager.process = p
+	default: // it is a node's or an edge's
 	}
 	for _, n := range l.Nodes {
 		if n.Host != p.Host {
@@ -166,6 +167,7 @@ func (l *Lab) place(p *Process) {
 			n.Kubelet = p
 		case proxyRole:
 			n.KubeProxy = p
+		default: // nodes run nothing else
 		}
 	}
 	for _, e := range l.Edges {
