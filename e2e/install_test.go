@@ -43,15 +43,19 @@ func TestReleaseIsUpgradedAndReinstalled(t *testing.T) {
 		c.ensureCCM(t)
 	})
 	for _, step := range []struct{ now, next string }{{"helm4", "helm3"}, {"helm3", "helm4"}} {
+		begun := time.Now()
 		c.upgrade(t, helms[step.now])
+		t.Logf("upgraded with %s in %s", step.now, time.Since(begun).Round(time.Millisecond))
+		begun = time.Now()
 		c.uninstall(t, helms[step.now])
+		t.Logf("uninstalled with %s in %s", step.now, time.Since(begun).Round(time.Millisecond))
 		c.sameAddresses(t, ns, before)
 		for _, a := range before {
 			if _, err := get(t.Context(), c.client, netip.AddrPortFrom(a, 80)); err != nil {
 				t.Errorf("after the uninstallation with %s: %v", step.now, err)
 			}
 		}
-		begun := time.Now()
+		begun = time.Now()
 		if err := c.helm(t.Context(), helms[step.next], "install", lab.Release, "../charts/eclusa", "--values", c.Values()); err != nil {
 			t.Fatal(err)
 		}

@@ -137,6 +137,7 @@ func (l *Lab) managerArgs() []string {
 		"--allocate-node-cidrs=false",
 		"--bind-address=127.0.0.1", "--leader-elect=false", "--profiling=false",
 		"--node-monitor-grace-period=" + l.Options.NodeGrace.String(),
+		"--node-monitor-period=1s",
 		// The defaults make thousands of EndpointSlices a matter of
 		// minutes.
 		"--kube-api-qps=500", "--kube-api-burst=1000",
