@@ -66,8 +66,9 @@ test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to
 	$(GO) test -timeout 40m -p 1 -v ./lab/... ./e2e/... 2>&1 | grep -v -e '^=== ' -e '^\s*$$'
 
 .PHONY: lab-binaries
-lab-binaries: ## build Kubernetes and etcd for the lab, once per version, outside the checkout
+lab-binaries: ## build Kubernetes, etcd and Helm for the lab, once per version, outside the checkout
 	$(GO) run ./lab/cmd/lab build
+	$(GO) run ./lab/cmd/lab build --helm
 
 .PHONY: fuzz
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)

@@ -17,7 +17,8 @@ import (
 // A node dies without a word, as when its power fails. With 200 new connections
 // a second nobody outside notices, at no time; and after two and a half seconds
 // no dial even tries it. It is the node on which the manager leads: nobody tells
-// the edge anything meanwhile, and nobody need.
+// the edge anything, and nobody need, until the other manager has waited for the
+// end of the Lease and leads.
 func TestNodeDiesSilently(t *testing.T) {
 	c := inLab(t)
 	ns := c.namespace(t)
@@ -43,10 +44,22 @@ func TestNodeDiesSilently(t *testing.T) {
 		if after := c.metric(t, "eclusa_edge_member_dial_errors_total", "node", victim.Name); after != before {
 			t.Errorf("%g dials still tried the dead node after 2.5 s", after-before)
 		}
+		late := lab.Service(ns, "late")
+		late.Spec.Selector = map[string]string{"app": "web"}
+		answers(t, c.client, netip.AddrPortFrom(c.serve(t, late)[0], 80))
+		taken := time.Since(died)
+		if leader := c.leader(t); leader.Host != other.Host {
+			t.Errorf("%s leads on the dead %s", leader.Name, leader.Host.Name)
+		}
 		load.end()
 		load.excuse(t, died)
 		load.stop(t)
-		t.Logf("node out of the pool %s after it died", out.Round(time.Millisecond))
+		t.Logf("node out of the pool %s after it died, and what was new served after %s", out.Round(time.Millisecond), taken.Round(time.Millisecond))
+		// Half a minute is the end of the Lease (15 s), the time between two
+		// looks at it (up to 4 s), and a slow machine.
+		if taken > 30*time.Second {
+			t.Errorf("a new Service was served %s after the leader's node died, want half a minute at most", taken)
+		}
 	})
 	c.heal(t, victim)
 	c.balanced(t, at)

@@ -96,6 +96,9 @@ func build(ctx context.Context, n *narrator, b bundle, only ...string) (string, 
 	defer unlock()
 	todo := b.missing(dir, only)
 	if len(todo) > 0 {
+		if versions, err = (bundle{programs: todo}).versions(src); err != nil {
+			return "", err
+		}
 		n.say("building %s of %s %s, this once, into %s", count(len(todo), "program", "programs"), b.name, strings.Join(versions, " and "), dir)
 	}
 	for i, p := range todo {

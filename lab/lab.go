@@ -14,6 +14,11 @@
 //	client-N       172.31.0.(9+N)   fd00:31::(9+N)
 //	addresses of load balancers: PoolRange4, PoolRange6, in lan
 //
+// eclusa is installed as users do it: the chart with Helm, its image under kubelet
+// with the rights of the chart's ServiceAccount, edges as programs on hosts of
+// their own. A lab without nodes can run no pods; there the manager is a process
+// on the control plane's host, with a token of the same account.
+//
 // The programs are built from their Go modules once, see Build. Root is needed
 // for the namespaces, and a few Debian packages, which are installed if absent.
 //

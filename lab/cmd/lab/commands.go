@@ -100,13 +100,15 @@ Try:
     kubectl get service web
     {{.Self}} exec --dir {{.Lab.Options.Dir}} client-1 -- curl http://ADDRESS/
 {{- end}}
-{{- if .Eclusa}}
+{{- if .Lab.Edges}}
 
 What eclusa says of it, in the cluster and, as a page for your browser, on the edge:
 
     kubectl get edges,addresspools
     kubectl describe service web
     {{.Self}} forward --dir {{.Lab.Options.Dir}} edge-1 127.0.0.1:9980
+{{- end}}
+{{- if .Eclusa}}
 
 Change it as you would at home:
 
@@ -121,7 +123,7 @@ Logs are in {{.Lab.Options.LogDir}}. Take it down with
 
 func printUsage(w io.Writer, l *lab.Lab) error {
 	return usage.Execute(w, map[string]any{
-		"Lab": l, "Eclusa": len(l.Edges) > 0, "Image": lab.WorkloadImage, "Self": self(),
+		"Lab": l, "Eclusa": !l.Options.NoEclusa, "Image": lab.WorkloadImage, "Self": self(),
 	})
 }
 
