@@ -17,8 +17,7 @@ const ManagerReplicas = 2
 
 // Manager is eclusa-cloud-controller-manager as the chart installs it: pods of a
 // Deployment. In a lab without nodes it is one process on the control plane's
-// host instead, with the same ServiceAccount. All methods are safe for concurrent
-// use.
+// host instead, with the same ServiceAccount.
 type Manager struct {
 	lab *Lab
 	// process is there in a lab without nodes, and started says when.
