@@ -87,7 +87,9 @@ func (l *Lab) installChart(ctx context.Context) error {
 		return err
 	}
 	begun := time.Now()
-	out, err := exec.CommandContext(ctx, l.Helm(), "install", Release, filepath.Join(src, "charts", "eclusa"), "--namespace", ReleaseNamespace, "--values", l.Values()).CombinedOutput()
+	// The shell reads the script. To execute it itself fails while a program that is
+	// started at the same time holds the descriptor with which it was written.
+	out, err := exec.CommandContext(ctx, "sh", l.Helm(), "install", Release, filepath.Join(src, "charts", "eclusa"), "--namespace", ReleaseNamespace, "--values", l.Values()).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("helm install: %w\n%s", err, bytes.TrimSpace(out))
 	}
