@@ -89,6 +89,8 @@ type edgeFacts struct {
 	Secret       string
 	Repository   string
 	Tag          string
+	Namespace    string
+	Scraper      string
 }
 
 // startEclusa makes the certificates, starts the edges and installs the chart.
@@ -175,7 +177,7 @@ func (l *Lab) fill(name, text string, e *Edge) ([]byte, error) {
 	var b bytes.Buffer
 	facts := edgeFacts{
 		Lab: l, Edge: e, Cluster: ClusterName, Pool4: PoolRange4, Pool6: PoolRange6,
-		Secret: clientSecret, Repository: managerRepository, Tag: managerTag,
+		Secret: clientSecret, Repository: managerRepository, Tag: managerTag, Namespace: ReleaseNamespace, Scraper: Scraper,
 	}
 	if err := t.Execute(&b, facts); err != nil {
 		return nil, fmt.Errorf("file %q: %w", name, err)

@@ -24,6 +24,9 @@ const (
 	// ManagerName is the name of the Deployment of eclusa's cloud controller
 	// manager, and of its ServiceAccount and its Lease.
 	ManagerName = ccmProgram
+	// Scraper is the ServiceAccount that may read the manager's metrics. It is
+	// made by those who want to.
+	Scraper = "prometheus"
 	// ManagerImage is the image that its pods run, which every node has.
 	ManagerImage = managerRepository + ":" + managerTag
 

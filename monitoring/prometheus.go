@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -29,6 +30,9 @@ type Options struct {
 	Rules []string
 	// Targets are what is scraped, host:port by job.
 	Targets map[string][]string
+	// Extra are more keys of a job's scrape configuration, for those that want
+	// TLS or a token.
+	Extra map[string]map[string]any
 	// Interval is how often it scrapes and evaluates; zero is 200 ms.
 	Interval time.Duration
 	// Hasten shortens the time for which something must be so before an alert
@@ -136,7 +140,9 @@ func (o Options) configure() (string, error) {
 	type list []map[string]any
 	var jobs list
 	for job, targets := range o.Targets {
-		jobs = append(jobs, map[string]any{"job_name": job, "static_configs": list{{"targets": targets}}})
+		config := map[string]any{"job_name": job, "static_configs": list{{"targets": targets}}}
+		maps.Copy(config, o.Extra[job])
+		jobs = append(jobs, config)
 	}
 	var rules []string
 	for i, file := range o.Rules {
