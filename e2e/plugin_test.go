@@ -57,7 +57,7 @@ func TestPlugin(t *testing.T) {
 	})
 	t.Run("stranger", func(t *testing.T) { p.as(c.person(t, ns, "stranger")).isTurnedAway(t, ns) })
 	t.Run("supporter", func(t *testing.T) {
-		supporter := c.person(t, ns, "supporter", "eclusa-viewer", "eclusa-supporter", "kube-system/eclusa-viewer", "kube-system/eclusa-leader-access")
+		supporter := c.person(t, ns, "supporter", "eclusa-viewer", "eclusa-supporter", "kube-system/eclusa-supporter", "kube-system/eclusa-viewer", "kube-system/eclusa-leader-access")
 		p.as(supporter).bundles(t, ns)
 	})
 	p.as(viewer).findsNextLeader(t, ns, address)
