@@ -4,7 +4,6 @@ package eclusa
 
 import (
 	"bytes"
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -251,7 +250,7 @@ func TestMatches(t *testing.T) {
 		{"lb", "lb", true}, {"lb", "lb/rest", false}, {"lb/...", "lb/rest", true}, {"lb/...", "lbx", false}, {"...", "cmd/x", true},
 	} {
 		if got := matches(c.pattern, c.pkg); got != c.want {
-			t.Error(fmt.Sprintf("matches(%q, %q) = %v, want %v", c.pattern, c.pkg, got, c.want))
+			t.Errorf("matches(%q, %q) = %v, want %v", c.pattern, c.pkg, got, c.want)
 		}
 	}
 }

@@ -20,12 +20,12 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 type own struct{ e *Edge }
 
 func (o own) Describe(ch chan<- *prometheus.Desc) {
-	collector{o.e}.Describe(ch)
+	collector(o).Describe(ch)
 	o.e.stats.apply.Describe(ch)
 }
 
 func (o own) Collect(ch chan<- prometheus.Metric) {
-	collector{o.e}.Collect(ch)
+	collector(o).Collect(ch)
 	o.e.stats.apply.Collect(ch)
 }
 

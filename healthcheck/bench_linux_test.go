@@ -78,7 +78,7 @@ func BenchmarkChecker(b *testing.B) {
 	}
 	c := New(Options{Budget: 12_000, Workers: 128})
 	c.Set(set)
-	set = nil
+	clear(set)
 	ctx, cancel := context.WithCancel(b.Context())
 	ended := make(chan error)
 	go func() { ended <- c.Run(ctx) }()

@@ -98,7 +98,7 @@ func New(o Options) *Checker {
 		o.Workers = min(max(int(float64(o.Budget)*DefaultTimeout.D().Seconds()), 64), 1024)
 	}
 	if o.Seed == 0 {
-		o.Seed = rand.Uint64()
+		o.Seed = rand.Uint64() //nolint:gosec // nobody gains by guessing when a probe comes
 	}
 	d := dialer{control: o.Control}
 	probers := map[Protocol]Prober{TCP: tcpProber{d}, HTTP: httpProber{dialer: d}, HTTPS: newHTTPSProber(d)}
@@ -111,7 +111,7 @@ func New(o Options) *Checker {
 		kick:    make(chan struct{}, 1),
 		kinds:   map[Spec]*kind{},
 		entries: map[key]*entry{},
-		rand:    rand.New(rand.NewPCG(o.Seed, o.Seed)),
+		rand:    rand.New(rand.NewPCG(o.Seed, o.Seed)), //nolint:gosec // as above
 		first:   make(chan struct{}),
 	}
 	close(c.first)

@@ -181,7 +181,7 @@ func TestProbers(t *testing.T) {
 		{"another protocol", HTTP, serve(t, func(c net.Conn) { _, _ = io.WriteString(c, "SSH-2.0-x\r\n"); stay(c) }), ProtocolErr, `the answer is not HTTP/1: "SSH-2.0-x"`, false},
 
 		{"https 200", HTTPS, tlsServer(t, ok, nil), "", "", false},
-		{"https 503", HTTPS, tlsServer(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "go away", 503) }, nil), HTTPStatus, `HTTP 503 "go away"`, true},
+		{"https 503", HTTPS, tlsServer(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "go away", http.StatusServiceUnavailable) }, nil), HTTPStatus, `HTTP 503 "go away"`, true},
 		{"https refused", HTTPS, closed(t), Refused, "connection refused", false},
 		{"https to http", HTTPS, serve(t, say("HTTP/1.1 400 Bad Request\r\n\r\n")), TLSErr, "the answer to the TLS handshake is not TLS", false},
 		{"https never answers", HTTPS, serve(t, stay), Timeout, "connected, but the TLS handshake was not completed within 200ms", false},

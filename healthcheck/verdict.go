@@ -34,7 +34,7 @@ func newRecord(seed Result, now time.Time) record {
 		checked:  nanos(seed.Checked),
 		answered: seed.Answered,
 		latency:  seed.Latency,
-		failures: uint32(min(max(seed.Failures, 0), maxFailures)), //nolint:gosec // within the limits
+		failures: uint32(min(max(seed.Failures, 0), maxFailures)),
 	}
 	if r.state > Down {
 		r.state = Unknown

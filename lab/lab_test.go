@@ -102,7 +102,7 @@ func fetch(t *testing.T, l *Lab, addr netip.AddrPort, want bool) {
 	err := until(t.Context(), 10*time.Second, func(ctx context.Context) error {
 		body, err := get(ctx, client, fmt.Sprintf("http://%s/", addr))
 		if (err == nil) != want {
-			return fmt.Errorf("got %q, %v", body, err)
+			return fmt.Errorf("got %q, %v", body, err) //nolint:errorlint // it may be nil
 		}
 		if want && !strings.Contains(body, l.Client().Addr4.String()) {
 			return fmt.Errorf("got %q, want the client's address %s in it", body, l.Client().Addr4)

@@ -72,6 +72,7 @@ func (p Path) finalizer() string {
 		return stockFinalizer
 	case ByClass:
 		return Finalizer
+	case Nobody, foreigns:
 	}
 	return ""
 }

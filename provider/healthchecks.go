@@ -21,7 +21,7 @@ const KubeProxyHealthPort = 10256
 func healthCheckOf(svc *v1.Service, w Wishes) (lb.HealthCheck, []Complaint) {
 	check := lb.HealthCheck{Port: KubeProxyHealthPort, Spec: healthcheck.Spec{Protocol: healthcheck.HTTP}}
 	if local(svc) && svc.Spec.HealthCheckNodePort != 0 {
-		check.Port = uint16(svc.Spec.HealthCheckNodePort)
+		check.Port = uint16(svc.Spec.HealthCheckNodePort) //nolint:gosec // the API server bounds ports
 	}
 	nodePort := firstTCPNodePort(svc)
 	if local(svc) && svc.Spec.HealthCheckNodePort == 0 && nodePort != 0 && w.CheckPort == 0 {
@@ -56,7 +56,7 @@ func local(svc *v1.Service) bool {
 func firstTCPNodePort(svc *v1.Service) uint16 {
 	for _, p := range svc.Spec.Ports {
 		if (p.Protocol == v1.ProtocolTCP || p.Protocol == "") && p.NodePort != 0 {
-			return uint16(p.NodePort)
+			return uint16(p.NodePort) //nolint:gosec // the API server bounds ports
 		}
 	}
 	return 0

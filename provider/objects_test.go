@@ -3,7 +3,6 @@ package provider
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 
@@ -122,13 +121,6 @@ func same(t *testing.T, what string, got, want any) {
 	t.Helper()
 	if g, w := fmt.Sprint(got), fmt.Sprint(want); g != w {
 		t.Errorf("%s is %s, want %s", what, g, w)
-	}
-}
-
-func contains(t *testing.T, what string, got []string, want string) {
-	t.Helper()
-	if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, want) }) {
-		t.Errorf("%s is %q, want one with %q", what, got, want)
 	}
 }
 

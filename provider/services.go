@@ -111,6 +111,7 @@ func (t *Translation) families(svc *v1.Service) {
 			t.Families = append(t.Families, lb.IPv4)
 		case v1.IPv6Protocol:
 			t.Families = append(t.Families, lb.IPv6)
+		case v1.IPFamilyUnknown:
 		}
 	}
 	if len(t.Families) == 0 {
@@ -126,7 +127,7 @@ func (t *Translation) listeners(svc *v1.Service) {
 			t.refuse(field+".nodePort", "0", "must be a node port: edges reach pods through node ports only, so allocateLoadBalancerNodePorts must not be false")
 			continue
 		}
-		l := lb.Listener{Name: p.Name, Port: uint16(p.Port), TargetPort: uint16(p.NodePort)}
+		l := lb.Listener{Name: p.Name, Port: uint16(p.Port), TargetPort: uint16(p.NodePort)} //nolint:gosec // the API server bounds ports
 		switch p.Protocol {
 		case v1.ProtocolTCP, "":
 			l.Protocol = lb.TCP

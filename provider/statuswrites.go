@@ -180,7 +180,7 @@ func (r *round) poolStatus(o *v1alpha1.AddressPool, in []v1alpha1.QuarantinedAdd
 
 // compareTimes orders by time, then by what else there is.
 func compareTimes(a, b metav1.Time, otherwise int) int {
-	if c := a.Time.Compare(b.Time); c != 0 {
+	if c := a.Compare(b.Time); c != 0 {
 		return c
 	}
 	return otherwise

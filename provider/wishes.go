@@ -71,7 +71,7 @@ func (r *reader) read() {
 	case AnnotationHealthCheckProtocol:
 		w.Check.Protocol = healthcheck.Protocol(r.oneOf("the default is used", "tcp", "http", "https"))
 	case AnnotationHealthCheckPort:
-		w.CheckPort = uint16(r.number(65535, "the default port is used"))
+		w.CheckPort = uint16(r.number(65535, "the default port is used")) //nolint:gosec // bounded
 	case AnnotationHealthCheckPath:
 		w.Check.Path = r.path()
 	case AnnotationHealthCheckInterval:

@@ -36,7 +36,7 @@ func (l *logLevels) set(level zapcore.Level) {
 func (l *logLevels) adjust() {
 	level := l.program.Level()
 	if level <= zapcore.InfoLevel {
-		level = zapcore.Level(-min(max(l.verbosity, 0), 127)) //nolint:gosec // bounded
+		level = zapcore.Level(-min(max(l.verbosity, 0), 127))
 	}
 	l.libraries.SetLevel(level)
 }

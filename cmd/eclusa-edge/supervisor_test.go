@@ -191,7 +191,7 @@ func TestProgramUnderSystemd(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Kill(successor, syscall.SIGKILL) })
 	w.eventually(10*time.Second, func() error {
 		if err := syscall.Kill(p.Process.Pid, 0); !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("process %d is still there after SIGHUP: %v", p.Process.Pid, err)
+			return fmt.Errorf("process %d is still there after SIGHUP, kill says %v", p.Process.Pid, err) //nolint:errorlint // it may be nil
 		}
 		return nil
 	})

@@ -40,7 +40,7 @@ func (c *cluster) forward(ctx context.Context, pod *v1.Pod, port string) (*url.U
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- f.ForwardPorts() }()
-	end := func() { close(stop); _ = <-ended }
+	end := func() { close(stop); <-ended } //nolint:errcheck // the tunnel is closed on purpose
 	select {
 	case <-ready:
 	case err := <-ended:

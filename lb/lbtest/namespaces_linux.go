@@ -222,7 +222,7 @@ func (n *namespaces) settle() error {
 				})
 				return errors.Is(err, unix.ECONNREFUSED)
 			}) {
-				return fmt.Errorf("reach %s: got %v; want that nobody listens", way.to, err)
+				return fmt.Errorf("reach %s: got %v; want that nobody listens", way.to, err) //nolint:errorlint // it may be nil
 			}
 		}
 	}
