@@ -26,14 +26,14 @@ import (
 
 var (
 	scaleServices = scale()
-	scaleNodes    = scaleServices / 10
+	scaleNodes    = max(scaleServices/10, 20)
 )
 
 // scale is the number of Services: few enough for every run, as many as E2E_SCALE
 // says (5000 at most) for the figures.
 func scale() int {
 	if n, err := strconv.Atoi(os.Getenv("E2E_SCALE")); err == nil {
-		return min(max(n, 200), 5000)
+		return min(max(n, 100), 5000)
 	}
 	return 500
 }
