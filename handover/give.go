@@ -12,8 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stepTimeout bounds what the other process may take for each step.
-const stepTimeout = 30 * time.Second
+const (
+	// stepTimeout bounds what the other process may take for each step.
+	stepTimeout = 30 * time.Second
+	// ServingTimeout bounds what a taker may take from "go" until it serves. It must
+	// not be less than what its first table may take: then nobody would serve.
+	ServingTimeout = 90 * time.Second
+)
 
 // Estate is what a giver tells before its sockets.
 type Estate struct {
@@ -139,26 +144,31 @@ func (c *Conn) give(ctx context.Context, g Giver, estate Estate, files []int) er
 
 // await waits until the taker serves, nil, or is dead, which the end of the
 // connection tells. One that does neither in time is killed: until then it may
-// do what only one of the two may.
+// do what only one of the two may. One that cannot be killed may still come to
+// serve, however late.
 func (c *Conn) await() error {
 	var why error
+	ends := false // it has said so, or was killed: it does not serve whatever it has sent
 	for {
-		c.within(stepTimeout)
+		c.within(c.servingTimeout())
 		m, err := c.receive()
 		ne, isNet := errors.AsType[net.Error](err)
 		switch {
-		case err == nil && m.kind == kindServing && why == nil:
+		case err == nil && m.kind == kindServing && !ends:
 			return nil
 		case err == nil && m.kind == kindAbort:
-			why = m.refusal() // its end follows
+			why, ends = m.refusal(), true // its end follows
 		case err == nil:
 			closeAll(m.files)
 		case isNet && ne.Timeout() || errors.Is(err, os.ErrDeadlineExceeded):
-			if why == nil {
-				why = fmt.Errorf("process %d has not served within %s and was killed", c.peer.pid, stepTimeout)
-			}
-			if err := c.peer.kill(); err != nil {
-				why = fmt.Errorf("%w (%w)", why, err)
+			killErr := c.peer.kill()
+			ends = ends || killErr == nil
+			switch {
+			case why != nil:
+			case killErr == nil:
+				why = fmt.Errorf("process %d has not served within %s and was killed", c.peer.pid, c.servingTimeout())
+			default:
+				why = fmt.Errorf("process %d has not served within %s: %w", c.peer.pid, c.servingTimeout(), killErr)
 			}
 		case why != nil:
 			return why
@@ -166,6 +176,13 @@ func (c *Conn) await() error {
 			return fmt.Errorf("process %d ended before it served", c.peer.pid)
 		}
 	}
+}
+
+func (c *Conn) servingTimeout() time.Duration {
+	if c.patience > 0 {
+		return c.patience
+	}
+	return ServingTimeout
 }
 
 // Refuse tells whoever has said hello that it gets nothing.

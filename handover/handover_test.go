@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // fakeGiver notes what becomes of it.
@@ -57,6 +58,7 @@ type meeting struct {
 	dir   string
 	giver *fakeGiver
 	given chan error
+	meets func(*Conn) // called with the giver's end first, unless it is nil
 }
 
 func meet(t *testing.T) *meeting {
@@ -76,8 +78,12 @@ func meet(t *testing.T) *meeting {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		l.Serve(t.Context(), func(ctx context.Context, c *Conn, _ Hello) { m.given <- c.Give(ctx, m.giver) },
-			func(err error) { m.given <- err })
+		l.Serve(t.Context(), func(ctx context.Context, c *Conn, _ Hello) {
+			if m.meets != nil {
+				m.meets(c)
+			}
+			m.given <- c.Give(ctx, m.giver)
+		}, func(err error) { m.given <- err })
 	})
 	t.Cleanup(func() { l.Close(); wg.Wait(); lock.Close() })
 	return m
@@ -219,6 +225,69 @@ func TestTakerEnds(t *testing.T) {
 				t.Errorf("the giver did %q; want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// A taker that cannot be killed and comes to serve after all, however late, is the
+// only one that serves.
+func TestTakerServesLate(t *testing.T) {
+	m := meet(t)
+	overdue := make(chan struct{})
+	m.meets = func(c *Conn) {
+		c.peer.close()
+		c.peer = peer{fd: -1} // as one in another namespace of processes
+		c.patience = 20 * time.Millisecond
+		time.AfterFunc(10*c.patience, func() { close(overdue) })
+	}
+	taker, err := m.dial().Take(Hello{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := taker.Adopt(t.Context(), take(&n)); err != nil {
+		t.Fatal(err)
+	}
+	<-overdue
+	if got := m.giver.did(); got != "pause handover" {
+		t.Errorf("while it may still come to serve: the giver did %q; want it to wait", got)
+	}
+	if err := taker.Serving(); err != nil {
+		t.Error(err)
+	}
+	if err := <-m.given; err != nil || m.giver.did() != "pause handover release" {
+		t.Errorf("the giver did %q, %v; want it released", m.giver.did(), err)
+	}
+}
+
+// One that was killed does not serve, whatever it has sent before that.
+func TestTakerIsKilledLate(t *testing.T) {
+	m := meet(t)
+	victim := exec.Command("sleep", "1000")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.meets = func(c *Conn) {
+		c.peer.close()
+		c.peer = peer{pid: victim.Process.Pid}
+		if err := c.peer.open(); err != nil {
+			t.Error(err)
+		}
+		c.patience = 20 * time.Millisecond
+	}
+	taker, err := m.dial().Take(Hello{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	if err := taker.Adopt(t.Context(), take(&n)); err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.Wait(); err == nil {
+		t.Error("a taker that hangs was not killed")
+	}
+	_ = taker.Serving()
+	if err := <-m.given; err == nil || !strings.Contains(err.Error(), "was killed") || m.giver.did() != "pause handover resume" {
+		t.Errorf("the giver did %q, %v; want it to go on", m.giver.did(), err)
 	}
 }
 

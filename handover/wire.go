@@ -112,8 +112,9 @@ func noEOF(err error) error {
 
 // Conn is the connection between giver and taker. One goroutine uses it at a time.
 type Conn struct {
-	unix *net.UnixConn
-	peer peer
+	unix     *net.UnixConn
+	peer     peer
+	patience time.Duration // in place of ServingTimeout; 0 is that one
 }
 
 // Close ends the connection.

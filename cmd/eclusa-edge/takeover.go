@@ -96,10 +96,11 @@ func (p *predecessor) adopt(ctx context.Context, adopt func(context.Context, fun
 }
 
 func (p *predecessor) serving() error {
-	p.begun()
 	if err := p.Serving(); err != nil {
 		p.log.Warn("the process before did not wait until this one served", zap.Error(err))
 	}
+	// Not before that: a disk that hangs must not keep the other one waiting.
+	p.begun()
 	p.log.Info("this process serves now; connections of before end in the one before", zap.Int("before", p.PID()),
 		zap.String("versionBefore", p.Version), zap.Duration("took", time.Since(p.start).Round(time.Millisecond)))
 	return nil

@@ -21,8 +21,9 @@ import (
 	"github.com/eclusa-lb/eclusa/version"
 )
 
-// upgradeTimeout bounds an upgrade from the start of the new process.
-const upgradeTimeout = 2 * time.Minute
+// upgradeTimeout bounds an upgrade from the start of the new process. A hand-over
+// that has begun has limits of its own, which are less.
+const upgradeTimeout = 2*time.Minute + handover.ServingTimeout
 
 // upgrades gives this edge's place to another process, when that or an operator
 // asks for it.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/handover"
 	"github.com/eclusa-lb/eclusa/lb"
 	"github.com/eclusa-lb/eclusa/lb/rest"
@@ -304,4 +305,12 @@ func TestFormerProcessIsAskedToStop(t *testing.T) {
 		t.Errorf("asked to stop with open connections: got %v after %s; want a clean end after the drain timeout of 2s", err, time.Since(start))
 	}
 	l.short()
+}
+
+// The one that takes over may take as long as a round of work may, and whoever
+// starts it waits longer.
+func TestPatienceOfHandOvers(t *testing.T) {
+	if handover.ServingTimeout < edge.Patience || upgradeTimeout <= handover.ServingTimeout {
+		t.Errorf("got %s for the first table and %s for an upgrade; want at least %s, and more", handover.ServingTimeout, upgradeTimeout, edge.Patience)
+	}
 }
