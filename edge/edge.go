@@ -80,6 +80,10 @@ type Options struct {
 	// UpgradeDrainTimeout is how long they may go on after another process has
 	// taken over.
 	UpgradeDrainTimeout time.Duration
+	// EndsWithSuccessor makes Run return at once, with an error, when the process
+	// that has taken over ends, and all that have taken over from that one:
+	// whoever starts the edge again may wait for the end of all.
+	EndsWithSuccessor bool
 	// Pulse, unless it is nil, is called by the loop that decides after each round
 	// of work, with whether a table is in force. While the loop is well, rounds are
 	// less than Patience apart. Pulse must return soon: traffic waits for nothing,
@@ -127,6 +131,7 @@ type Edge struct {
 	drainTimeout     time.Duration
 
 	upgradeDrainTimeout time.Duration
+	endsWithSuccessor   bool
 	predecessor         *Predecessor
 	pauses              chan *pauseRequest
 	released            chan struct{} // closed when another process has taken over
@@ -140,6 +145,7 @@ type Edge struct {
 	kicks      chan struct{} // capacity 1
 	begun      chan struct{} // closed after the first round of work
 	lock       *os.File      // of the state directory
+	lockPath   string
 	healthPath string
 
 	hints     atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
@@ -162,7 +168,7 @@ func New(o Options) (*Edge, error) {
 		},
 		started: time.Now(), revision: o.Revision, policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
 		reserved: o.Reserved, shareHostAddress: o.ShareHostAddress, ownAddresses: o.OwnAddresses,
-		drainTimeout: o.DrainTimeout, upgradeDrainTimeout: o.UpgradeDrainTimeout, predecessor: o.Predecessor,
+		drainTimeout: o.DrainTimeout, upgradeDrainTimeout: o.UpgradeDrainTimeout, endsWithSuccessor: o.EndsWithSuccessor, predecessor: o.Predecessor,
 		pauses: make(chan *pauseRequest), released: make(chan struct{}), over: make(chan struct{}),
 		applyTimeout: applyTimeout, pulse: o.Pulse, log: o.Log,
 		clusters: make(map[lb.Cluster]*cluster, len(o.Clusters)),
@@ -188,7 +194,7 @@ func Lock(stateDir string) (*os.File, error) {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	lock, err := lockFile(filepath.Join(stateDir, "lock"), unix.LOCK_EX|unix.LOCK_NB)
+	lock, err := lockFile(lockPath(stateDir), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("state directory %q: %w; stop that one, or give this one a stateDir of its own", stateDir, ErrLocked)
 	}
@@ -198,7 +204,10 @@ func Lock(stateDir string) (*os.File, error) {
 	return lock, nil
 }
 
+func lockPath(stateDir string) string { return filepath.Join(stateDir, "lock") }
+
 func (e *Edge) open(stateDir string) error {
+	e.lockPath = lockPath(stateDir)
 	if e.predecessor != nil {
 		e.lock = e.predecessor.Lock
 	} else {

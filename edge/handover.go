@@ -10,10 +10,18 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
+
+// successorInterval is how often an edge that was released looks whether anybody
+// serves in its place.
+const successorInterval = 250 * time.Millisecond
+
+// errAbandoned is what Run returns of an edge whose successors have ended first.
+var errAbandoned = errors.New("the process that has taken over has ended")
 
 // errReleased is what writers are told whose edge has gone to another process.
 var errReleased error = releasedError{}
@@ -222,12 +230,46 @@ func (l *loop) drain(ctx context.Context) error {
 	l.log.Info("another process has taken over; open connections may end here", zap.Duration("within", l.upgradeDrainTimeout), zap.Int64("connections", l.activeConnections()))
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.upgradeDrainTimeout)
 	defer cancel()
+	within, abandon := context.WithCancelCause(within)
+	defer abandon(nil)
+	if l.endsWithSuccessor {
+		go l.watchSuccessor(within, abandon)
+	}
 	// Asked to stop, it stops as ever.
 	defer context.AfterFunc(ctx, func() {
 		l.log.Info("asked to stop; open connections may end", zap.Duration("within", l.drainTimeout))
 		time.AfterFunc(l.drainTimeout, cancel)
 	})()
-	return l.shutdown(within)
+	err := l.shutdown(within)
+	if cause := context.Cause(within); errors.Is(cause, errAbandoned) {
+		return errors.Join(err, cause)
+	}
+	return err
+}
+
+// watchSuccessor calls abandon when no process has the state directory any more:
+// all that came after this one have ended, whether it was the first of them or
+// the last that crashed.
+func (l *loop) watchSuccessor(ctx context.Context, abandon context.CancelCauseFunc) {
+	tick := time.NewTicker(successorInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		// Shared, so that those who watch do not take each other for a successor. A
+		// new edge that starts at this very moment is refused, and started again.
+		lock, err := lockFile(l.lockPath, unix.LOCK_SH|unix.LOCK_NB)
+		if err != nil {
+			continue
+		}
+		_ = lock.Close()
+		l.log.Warn("nobody serves any more in place of this process; it ends at once, so that the edge is started again")
+		abandon(errAbandoned)
+		return
+	}
 }
 
 func (l *loop) activeConnections() int64 {

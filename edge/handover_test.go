@@ -207,3 +207,56 @@ func TestPauseRefuses(t *testing.T) {
 		}
 	})
 }
+
+// Whoever starts an edge again may wait for the end of all its processes: those
+// that drain must not outlive the one that serves, however many came in between.
+func TestDrainingEndsWithTheSuccessor(t *testing.T) {
+	b := newRig(t)
+	b.edge.endsWithSuccessor = true
+	engine := &busyEngine{Engine: b.engine, cut: make(chan struct{})}
+	b.edge.engine = engine
+	ended := make(chan error, 1)
+	go func() { ended <- b.edge.Run(t.Context()) }()
+	epoch := b.claim("prod")
+	b.set("prod", epoch, testConfig(1, 1, 1))
+	p, err := b.edge.Pause(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock := duplicate(t, p.Lock) // as the successor, and its successor, have it
+	if err := p.Release(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-engine.cut:
+		t.Fatal("connections were cut while another process serves")
+	case <-time.After(2 * successorInterval):
+	}
+	lock.Close() // it has crashed
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errAbandoned) {
+			t.Errorf("got %v; want %v", err, errAbandoned)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the process of before outlives the one that has taken over")
+	}
+	b.stop = func() {}
+	next, err := Lock(b.dir)
+	if err != nil {
+		t.Fatalf("start again: %v", err)
+	}
+	next.Close()
+}
+
+// busyEngine has connections that never end by themselves.
+type busyEngine struct {
+	lb.Engine
+	cut chan struct{}
+}
+
+func (e *busyEngine) Shutdown(ctx context.Context) error {
+	<-ctx.Done()
+	close(e.cut)
+	return nil
+}

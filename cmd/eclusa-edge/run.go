@@ -216,7 +216,9 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 	e, err = edge.New(edge.Options{
 		Name: c.Name, Version: version.Number(), Revision: version.Revision(), Clusters: policies, Engine: p.engine, Announcer: announcer, Checker: p.checker, Predecessor: before,
 		StateDir: c.StateDir, Reserved: reserved(c), ShareHostAddress: c.ShareHostAddress,
-		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(), Pulse: systemd.pulse, Log: log,
+		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(),
+		// Other containers are started again by themselves.
+		EndsWithSuccessor: os.Getpid() != 1, Pulse: systemd.pulse, Log: log,
 	})
 	p.edge = e
 	return err
