@@ -30,7 +30,7 @@ const serverTimeout = 5 * time.Second
 
 // run serves until the first signal, then drains; the second signal ends the
 // program as if there was no handler. After a hand-over to another process it
-// returns when the last connections have ended.
+// returns when the last connections have ended, and only the first SIGTERM counts.
 func run(ctx context.Context, c Config) error {
 	// 1. Everything below logs, so the logger comes first.
 	log, level, err := newLogger(c.Log)
@@ -70,7 +70,10 @@ func run(ctx context.Context, c Config) error {
 	// taken away, so that the second one kills.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	defer context.AfterFunc(ctx, stop)()
+	defer context.AfterFunc(ctx, func() {
+		u.stopsPatiently()
+		stop()
+	})()
 	defer context.AfterFunc(ctx, func() { systemd.stopping(c.DrainTimeout.D()) })()
 
 	// 5. Run until somebody fails or ctx ends. The edge serves from its own state

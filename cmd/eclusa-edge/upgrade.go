@@ -35,6 +35,7 @@ type upgrades struct {
 	systemd *supervisor
 	log     *zap.Logger
 	program string // the executable file, which an upgrade has replaced
+	first   bool   // of a container
 	signals chan os.Signal
 
 	busy     sync.Mutex // held while a hand-over is under way
@@ -50,7 +51,7 @@ type upgrades struct {
 // newUpgrades returns what waits for upgrades. From then on the signals that ask
 // for one do not end the program any more.
 func newUpgrades(c Config, systemd *supervisor, log *zap.Logger) *upgrades {
-	u := &upgrades{config: c, systemd: systemd, log: log, released: make(chan struct{}), signals: make(chan os.Signal, 1)}
+	u := &upgrades{config: c, systemd: systemd, log: log, released: make(chan struct{}), signals: make(chan os.Signal, 1), first: os.Getpid() == 1}
 	var err error
 	// Looked up now: the file that runs may be gone later, and another one in its
 	// place.
@@ -198,6 +199,9 @@ func (u *upgrades) startSuccessor(ctx context.Context) (int, error) {
 		return 0, errors.New("an upgrade is under way already")
 	}
 	defer u.starting.Unlock()
+	if u.first {
+		return 0, errors.New("this is the first process of its container, which would end with it: start a second container with the same stateDir instead, and stop this one when that has taken over")
+	}
 	if u.isReleased() {
 		return 0, fmt.Errorf("process %d serves in place of this one already", u.pid)
 	}
@@ -249,6 +253,18 @@ func successorEnvironment(env []string) []string {
 		}
 	}
 	return out
+}
+
+// stopsPatiently makes a process that another one has taken over from ignore
+// every further SIGTERM: systemd sends a second one, to all that are left, when its
+// main process has ended, and connections drain still. It waits until a hand-over
+// that is under way has come to its end.
+func (u *upgrades) stopsPatiently() {
+	u.busy.Lock()
+	defer u.busy.Unlock()
+	if u.isReleased() {
+		signal.Ignore(syscall.SIGTERM)
+	}
 }
 
 // isReleased tells whether another process serves in place of this one.

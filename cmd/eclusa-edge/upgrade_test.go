@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/handover"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -294,13 +296,26 @@ func TestFormerProcessIsKilled(t *testing.T) {
 	w.eventually(5*time.Second, func() error { _, err := w.get(vip); return err })
 }
 
-// A process that drains after an upgrade obeys the signal to stop as ever.
+// A process that drains after an upgrade obeys the signal to stop as ever, and once
+// only: systemd sends it twice.
 func TestFormerProcessIsAskedToStop(t *testing.T) {
 	w, p, _, _, l := upgradable(t)
 	w.must(execute("upgrade", "--config", w.config()))
 	w.owner()
 	start := time.Now()
 	w.must(p.Process.Signal(syscall.SIGTERM))
+	w.eventually(5*time.Second, func() error {
+		if w.logged("asked to stop; open connections may end") == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	// Until the handler of the first one has done its work this proves nothing, so
+	// it is sent again and again.
+	for range 20 {
+		w.must(p.Process.Signal(syscall.SIGTERM))
+		time.Sleep(20 * time.Millisecond)
+	}
 	if err := p.wait(t, 10*time.Second); err != nil || time.Since(start) < time.Second {
 		t.Errorf("asked to stop with open connections: got %v after %s; want a clean end after the drain timeout of 2s", err, time.Since(start))
 	}
@@ -312,5 +327,14 @@ func TestFormerProcessIsAskedToStop(t *testing.T) {
 func TestPatienceOfHandOvers(t *testing.T) {
 	if handover.ServingTimeout < edge.Patience || upgradeTimeout <= handover.ServingTimeout {
 		t.Errorf("got %s for the first table and %s for an upgrade; want at least %s, and more", handover.ServingTimeout, upgradeTimeout, edge.Patience)
+	}
+}
+
+// The first process of a container does not start another one: that would be
+// ended with it.
+func TestFirstProcessStartsNone(t *testing.T) {
+	u := &upgrades{first: true, program: "/bin/false", log: zap.NewNop(), released: make(chan struct{})}
+	if o := u.upgrade(t.Context()); !strings.Contains(o.Error, "start a second container") {
+		t.Errorf("got %+v; want an error that says what to do instead", o)
 	}
 }
