@@ -81,7 +81,7 @@ type Options struct {
 	// taken over.
 	UpgradeDrainTimeout time.Duration
 	// EndsWithSuccessor makes Run return at once, with an error, when the process
-	// that has taken over ends, and all that have taken over from that one:
+	// that has taken over crashes, or the last of those that came after it:
 	// whoever starts the edge again may wait for the end of all.
 	EndsWithSuccessor bool
 	// Pulse, unless it is nil, is called by the loop that decides after each round
@@ -216,6 +216,9 @@ func (e *Edge) open(stateDir string) error {
 			return err
 		}
 		e.lock = lock
+		if err := unmark(lock); err != nil {
+			return fmt.Errorf("lock the state directory: %w", err)
+		}
 	}
 	e.healthPath = filepath.Join(stateDir, "health.json")
 	e.reportStrangers(stateDir)

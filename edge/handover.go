@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -232,14 +233,15 @@ func (l *loop) drain(ctx context.Context) error {
 	defer cancel()
 	within, abandon := context.WithCancelCause(within)
 	defer abandon(nil)
-	if l.endsWithSuccessor {
-		go l.watchSuccessor(within, abandon)
-	}
-	// Asked to stop, it stops as ever.
-	defer context.AfterFunc(ctx, func() {
+	stop := sync.OnceFunc(func() {
 		l.log.Info("asked to stop; open connections may end", zap.Duration("within", l.drainTimeout))
 		time.AfterFunc(l.drainTimeout, cancel)
-	})()
+	})
+	if l.endsWithSuccessor {
+		go l.watchSuccessor(within, stop, abandon)
+	}
+	// Asked to stop, it stops as ever.
+	defer context.AfterFunc(ctx, stop)()
 	err := l.shutdown(within)
 	if cause := context.Cause(within); errors.Is(cause, errAbandoned) {
 		return errors.Join(err, cause)
@@ -247,10 +249,10 @@ func (l *loop) drain(ctx context.Context) error {
 	return err
 }
 
-// watchSuccessor calls abandon when no process has the state directory any more:
-// all that came after this one have ended, whether it was the first of them or
-// the last that crashed.
-func (l *loop) watchSuccessor(ctx context.Context, abandon context.CancelCauseFunc) {
+// watchSuccessor waits until no process has the state directory any more: all that
+// came after this one have ended. If the last of them was stopped, this one is too,
+// whether it was told or not; else it has crashed.
+func (l *loop) watchSuccessor(ctx context.Context, stop func(), abandon context.CancelCauseFunc) {
 	tick := time.NewTicker(successorInterval)
 	defer tick.Stop()
 	for {
@@ -265,11 +267,28 @@ func (l *loop) watchSuccessor(ctx context.Context, abandon context.CancelCauseFu
 		if err != nil {
 			continue
 		}
+		stopped := isMarked(lock)
 		_ = lock.Close()
+		if stopped {
+			stop()
+			return
+		}
 		l.log.Warn("nobody serves any more in place of this process; it ends at once, so that the edge is started again")
 		abandon(errAbandoned)
 		return
 	}
+}
+
+// The lock of the state directory is empty while an edge runs, and is not once it
+// was asked to stop. Its size can be changed on a full disk too.
+
+func mark(lock *os.File) error { return lock.Truncate(1) }
+
+func unmark(lock *os.File) error { return lock.Truncate(0) }
+
+func isMarked(lock *os.File) bool {
+	info, err := lock.Stat()
+	return err == nil && info.Size() > 0
 }
 
 func (l *loop) activeConnections() int64 {

@@ -211,42 +211,80 @@ func TestPauseRefuses(t *testing.T) {
 // Whoever starts an edge again may wait for the end of all its processes: those
 // that drain must not outlive the one that serves, however many came in between.
 func TestDrainingEndsWithTheSuccessor(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		stopped bool
+		want    error
+	}{
+		{"crashed", false, errAbandoned},
+		{"stopped", true, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newRig(t)
+			b.edge.endsWithSuccessor, b.edge.drainTimeout = true, 2*successorInterval
+			engine := &busyEngine{Engine: b.engine, cut: make(chan struct{})}
+			b.edge.engine = engine
+			ended := make(chan error, 1)
+			go func() { ended <- b.edge.Run(t.Context()) }()
+			epoch := b.claim("prod")
+			b.set("prod", epoch, testConfig(1, 1, 1))
+			p, err := b.edge.Pause(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			lock := duplicate(t, p.Lock) // as the successor has it, and the one after that
+			if err := p.Release(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-engine.cut:
+				t.Fatal("connections were cut while another process serves")
+			case <-time.After(2 * successorInterval):
+			}
+			if c.stopped {
+				if err := mark(lock); err != nil {
+					t.Fatal(err)
+				}
+			}
+			start := time.Now()
+			lock.Close()
+			select {
+			case err := <-ended:
+				if !errors.Is(err, c.want) {
+					t.Errorf("got %v; want %v", err, c.want)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("the process of before outlives the one that has taken over")
+			}
+			if took := time.Since(start); c.stopped && took < b.edge.drainTimeout {
+				t.Errorf("ended %s after its successor was stopped; want the drain timeout of %s", took, b.edge.drainTimeout)
+			}
+			next, err := New(b.options)
+			if err != nil {
+				t.Fatalf("start again: %v", err)
+			}
+			if isMarked(next.lock) {
+				t.Error("the mark of the edge before was not taken away")
+			}
+			next.Close()
+		})
+	}
+}
+
+// A process that was asked to stop says so to those that drain.
+func TestStopIsMarked(t *testing.T) {
 	b := newRig(t)
-	b.edge.endsWithSuccessor = true
-	engine := &busyEngine{Engine: b.engine, cut: make(chan struct{})}
-	b.edge.engine = engine
-	ended := make(chan error, 1)
-	go func() { ended <- b.edge.Run(t.Context()) }()
-	epoch := b.claim("prod")
-	b.set("prod", epoch, testConfig(1, 1, 1))
-	p, err := b.edge.Pause(t.Context())
+	b.run()
+	b.claim("prod")
+	b.stop()
+	lock, err := Lock(b.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	lock := duplicate(t, p.Lock) // as the successor, and its successor, have it
-	if err := p.Release(); err != nil {
-		t.Fatal(err)
+	defer lock.Close()
+	if !isMarked(lock) {
+		t.Error("an edge that was stopped looks as if it had crashed")
 	}
-	select {
-	case <-engine.cut:
-		t.Fatal("connections were cut while another process serves")
-	case <-time.After(2 * successorInterval):
-	}
-	lock.Close() // it has crashed
-	select {
-	case err := <-ended:
-		if !errors.Is(err, errAbandoned) {
-			t.Errorf("got %v; want %v", err, errAbandoned)
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("the process of before outlives the one that has taken over")
-	}
-	b.stop = func() {}
-	next, err := Lock(b.dir)
-	if err != nil {
-		t.Fatalf("start again: %v", err)
-	}
-	next.Close()
 }
 
 // busyEngine has connections that never end by themselves.

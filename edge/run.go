@@ -41,6 +41,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	if l.run(ctx) {
 		return l.drain(ctx)
 	}
+	if err := mark(l.lock); err != nil {
+		l.log.Warn("the end of this process will look like a crash to those that drain", zap.Error(err))
+	}
 	l.saveHealth()
 	l.log.Info("no new connections are taken; open ones may end", zap.Duration("within", l.drainTimeout))
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.drainTimeout)
