@@ -33,6 +33,7 @@ type departure struct {
 	name  string
 	drain time.Duration
 	until time.Time
+	blind bool // the connections are another process's: nobody knows when they have ended
 }
 
 // leave notes which addresses have left the table that is in force.
@@ -75,8 +76,36 @@ func (l *loop) dropLeft() bool {
 		active[r.Frontend.Addr] += r.Active
 	}
 	before, now := len(l.leaving), time.Now()
-	maps.DeleteFunc(l.leaving, func(a netip.Addr, d departure) bool { return active[a] == 0 || now.After(d.until) })
+	maps.DeleteFunc(l.leaving, func(a netip.Addr, d departure) bool {
+		return !d.blind && active[a] == 0 || now.After(d.until)
+	})
 	return len(l.leaving) < before
+}
+
+// listLeaving returns what a successor has to know about leaving addresses.
+func (l *loop) listLeaving() []Leaving {
+	l.dropLeft()
+	var list []Leaving
+	for _, a := range slices.SortedFunc(maps.Keys(l.leaving), netip.Addr.Compare) {
+		d := l.leaving[a]
+		list = append(list, Leaving{Address: a, Cluster: d.owner.Cluster, UID: d.owner.UID, Name: d.name, Until: d.until})
+	}
+	return list
+}
+
+// inheritLeaving holds the addresses that the predecessor held, for as long as
+// that one would have at most.
+func (l *loop) inheritLeaving(list []Leaving) {
+	if l.announcer == nil {
+		return
+	}
+	l.leaving = make(map[netip.Addr]departure, len(list))
+	for _, v := range list {
+		if !l.policies[v.Cluster].AllowsAddress(v.Address) {
+			continue // the configuration has changed
+		}
+		l.leaving[v.Address] = departure{owner: lb.Owner{Cluster: v.Cluster, UID: v.UID}, name: v.Name, until: v.Until, blind: true}
+	}
 }
 
 // release takes away the addresses whose last connections have ended.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -23,6 +24,9 @@ const successorInterval = 250 * time.Millisecond
 
 // errAbandoned is what Run returns of an edge whose successors have ended first.
 var errAbandoned = errors.New("the process that has taken over has ended")
+
+// errStopping is why an edge that was asked to stop is not paused.
+var errStopping = errors.New("the edge was asked to stop")
 
 // errReleased is what writers are told whose edge has gone to another process.
 var errReleased error = releasedError{}
@@ -46,6 +50,18 @@ type Will struct {
 	Epochs  map[lb.Cluster]lb.Epoch
 	// Health is what is known about the members, encoded.
 	Health []byte
+	// Leaving are the addresses that are held for connections of load balancers
+	// that have them no more. The successor cannot see those connections.
+	Leaving []Leaving
+}
+
+// Leaving is an address that is held for its last connections.
+type Leaving struct {
+	Address netip.Addr `json:"address"`
+	Cluster lb.Cluster `json:"cluster"`
+	UID     lb.UID     `json:"uid"`
+	Name    string     `json:"name"` // of the load balancer
+	Until   time.Time  `json:"until"`
 }
 
 // Predecessor is the edge in another process that a new one takes over from.
@@ -72,6 +88,7 @@ type Paused struct {
 type pauseRequest struct {
 	ctx     context.Context // of the caller who waits for the answer
 	health  []byte
+	leaving []Leaving
 	answer  chan error // capacity 1
 	outcome chan bool
 }
@@ -106,7 +123,7 @@ func (e *Edge) Pause(ctx context.Context) (*Paused, error) {
 		giveBack()
 		return nil, err
 	}
-	p.Health = request.health
+	p.Health, p.Leaving = request.health, request.leaving
 	p.Lock = e.lock
 	return p, nil
 }
@@ -139,9 +156,15 @@ func (p *Paused) Release() error {
 }
 
 // pause waits for what becomes of a hand-over, and reports whether the edge was
-// released.
-func (l *loop) pause(r *pauseRequest) bool {
+// released. An edge that was asked to stop is not paused: its listeners may be
+// closed already.
+func (l *loop) pause(ctx context.Context, r *pauseRequest) bool {
+	if ctx.Err() != nil {
+		r.answer <- errStopping
+		return false
+	}
 	var err error
+	r.leaving = l.listLeaving()
 	r.health, err = encodeHealth(l.knownHealth())
 	if err == nil {
 		err = l.saver.rest(r.ctx)
@@ -182,6 +205,7 @@ func (l *loop) takeOver(ctx context.Context) error {
 		return fmt.Errorf("take over: %w", err)
 	}
 	adopted := time.Now()
+	l.inheritLeaving(l.predecessor.Leaving)
 	l.turn(ctx, true)
 	if !l.ready.Load() {
 		return fmt.Errorf("take over: the first table is not in force: %w", errors.Join(l.stats.snapshot().engineErr, ctx.Err()))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -268,6 +269,66 @@ func TestDrainingEndsWithTheSuccessor(t *testing.T) {
 			}
 			next.Close()
 		})
+	}
+}
+
+// An address that is held for its last connections is held by the successor too,
+// which does not see them, for as long as they were promised; and by the next one.
+func TestLeavingAddressIsHandedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		b.run()
+		epoch := b.claim("prod")
+		b.set("prod", epoch, testConfig(1, 3, 1))
+		b.status("prod", "applied", func(s lb.Status) bool { return len(s.LoadBalancers) == 3 })
+		active := func(addr string) lb.RouteCounters {
+			return lb.RouteCounters{Frontend: lb.Frontend{Addr: netip.MustParseAddr(addr), Port: 80, Protocol: lb.TCP}, Active: 1}
+		}
+		b.engine.SetCounters([]lb.RouteCounters{active("192.0.0.2"), active("192.0.0.3")})
+		b.set("prod", epoch, testConfig(2, 1, 1))
+		start := time.Now()
+		b.status("prod", "leaving", func(s lb.Status) bool { return s.Revision == 2 })
+		all := []*rig{b}
+		for range 2 {
+			before := all[len(all)-1]
+			p, err := before.edge.Pause(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			next := before.successor(p, func() error { return nil }, p.Release)
+			next.run()
+			defer next.stop()
+			synctest.Wait()
+			all = append(all, next)
+			time.Sleep(3 * lingerInterval)
+			if got := next.announcer.Held(); len(got) != 3 {
+				t.Errorf("announced by the successor: got %v; want the addresses that are leaving too", got)
+			}
+		}
+		last := all[2]
+		s := last.status("prod", "told", func(s lb.Status) bool { return s.Revision == 2 })
+		if got := s.LoadBalancers["u2"]; len(got.Leaving) != 1 || got.Problems[0].Type != "address-held" || !strings.Contains(got.Problems[0].Detail, `"default/s2"`) {
+			t.Errorf("status of the successor: got %+v; want address-held with the name", got)
+		}
+		last.set("prod", epoch, testConfig(3, 2, 1)) // u2 is back, and stays
+		last.status("prod", "gone", func(s lb.Status) bool { return s.Revision == 3 && len(s.LoadBalancers) == 2 })
+		if took := time.Since(start); took < lb.DefaultDrainTimeout-time.Second || took > lb.DefaultDrainTimeout+2*lingerInterval {
+			t.Errorf("released after %s; want what is left of the drain timeout", took)
+		}
+		if got := last.announcer.Held(); len(got) != 2 {
+			t.Errorf("announced afterwards: got %v; want two addresses", got)
+		}
+	})
+}
+
+// An edge that was asked to stop is not handed over any more.
+func TestStoppingEdgeIsNotPaused(t *testing.T) {
+	b := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := &pauseRequest{ctx: t.Context(), answer: make(chan error, 1)}
+	if released := (&loop{Edge: b.edge}).pause(ctx, r); released || !errors.Is(<-r.answer, errStopping) {
+		t.Errorf("got released %v; want a refusal", released)
 	}
 }
 

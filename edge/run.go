@@ -76,8 +76,11 @@ func (l *loop) run(ctx context.Context) (released bool) {
 		case <-ctx.Done():
 			return false
 		case p := <-l.pauses:
-			if l.pause(p) {
+			if l.pause(ctx, p) {
 				return true
+			}
+			if ctx.Err() != nil {
+				return false
 			}
 			force = true
 		case <-l.kicks:

@@ -31,6 +31,9 @@ type Estate struct {
 	Epochs  map[string]string `json:"epochs"`
 	// Health is what is known about the members.
 	Health json.RawMessage `json:"health"`
+	// Leaving is what is known about addresses that wait for the end of their
+	// connections; givers of before do not tell.
+	Leaving json.RawMessage `json:"leaving,omitempty"`
 }
 
 // decodeEstate reads an Estate with a number of descriptors.

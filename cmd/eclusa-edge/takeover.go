@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -70,12 +71,18 @@ func (p *predecessor) forEdge() (*edge.Predecessor, error) {
 	if p == nil {
 		return nil, nil
 	}
+	var leaving []edge.Leaving
+	if p.Leaving != nil {
+		if err := json.Unmarshal(p.Leaving, &leaving); err != nil {
+			return nil, fmt.Errorf("the addresses that are leaving, as process %d tells them: %w", p.PID(), err)
+		}
+	}
 	lock := p.File(lockFile)
 	if lock == nil {
 		return nil, fmt.Errorf("process %d did not pass the lock of the state directory", p.PID())
 	}
 	return &edge.Predecessor{
-		Will:    edge.Will{Lock: lock, Digests: p.digest, Epochs: p.epochs, Health: p.Health},
+		Will:    edge.Will{Lock: lock, Digests: p.digest, Epochs: p.epochs, Health: p.Health, Leaving: leaving},
 		Adopt:   p.adopt,
 		Serving: p.serving,
 	}, nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -297,7 +298,12 @@ func (g *giver) Pause(ctx context.Context) (handover.Estate, []int, error) {
 		return handover.Estate{}, nil, err
 	}
 	g.paused = paused
-	e := handover.Estate{Version: version.Number(), Health: paused.Health, Digests: make(map[string]string), Epochs: make(map[string]string)}
+	leaving, err := json.Marshal(paused.Leaving)
+	if err != nil {
+		paused.Resume()
+		return handover.Estate{}, nil, fmt.Errorf("addresses that are leaving: %w", err)
+	}
+	e := handover.Estate{Version: version.Number(), Health: paused.Health, Leaving: leaving, Digests: make(map[string]string), Epochs: make(map[string]string)}
 	for name, d := range paused.Digests {
 		e.Digests[string(name)] = string(d)
 	}
