@@ -122,6 +122,8 @@ func (t *Taker) Fail(why error) { t.conn.stop(kindAbort, why) }
 type Outcome struct {
 	// PID is the new process.
 	PID int `json:"pid,omitempty"`
+	// Version is that of the new process; edges of before do not tell.
+	Version string `json:"version,omitempty"`
 	// Error says why there is none, and that the running edge serves as before.
 	Error string `json:"error,omitempty"`
 	// Took is from the start of the new process until it served.

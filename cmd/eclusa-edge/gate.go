@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A gate is a listening socket that can leave connections in the queue of the
@@ -13,7 +15,6 @@ import (
 // too.
 type gate struct {
 	*net.TCPListener
-	fd     int // of the socket
 	closed chan struct{}
 	once   sync.Once
 
@@ -21,20 +22,25 @@ type gate struct {
 	open chan struct{} // closed while connections are taken
 }
 
-func newGate(l *net.TCPListener) (*gate, error) {
+func newGate(l *net.TCPListener) *gate {
 	g := &gate{TCPListener: l, closed: make(chan struct{}), open: make(chan struct{})}
 	close(g.open)
-	raw, err := l.SyscallConn()
-	if err == nil {
-		// Its number, to be passed on while the socket is open. File would give
-		// another one.
-		err = raw.Control(func(fd uintptr) { g.fd = int(fd) })
-	}
+	return g
+}
+
+// duplicate returns another descriptor of the socket, which is the caller's. It
+// fails if the socket is closed.
+func (g *gate) duplicate() (int, error) {
+	raw, err := g.SyscallConn()
 	if err != nil {
-		_ = l.Close()
-		return nil, err
+		return -1, err
 	}
-	return g, nil
+	fd := -1
+	var dupErr error
+	if err := raw.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return -1, err
+	}
+	return fd, os.NewSyscallError("fcntl", dupErr)
 }
 
 // Accept waits for a connection while the gate is open.

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,10 +21,7 @@ func TestGate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := newGate(l)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := newGate(l)
 	accepted := make(chan error)
 	go func() {
 		for {
@@ -44,11 +45,11 @@ func TestGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.pause()
-	other, err := l.File() // as another process would have it
+	fd, err := g.duplicate() // as another process would have it
 	if err != nil {
 		t.Fatal(err)
 	}
-	successor, err := inherit(other)
+	successor, err := inherit(os.NewFile(uintptr(fd), "api"), l.Addr().(*net.TCPAddr).AddrPort())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +74,74 @@ func TestGate(t *testing.T) {
 	g.Close()
 	if err := <-accepted; err == nil {
 		t.Error("a closed gate has taken a connection")
+	}
+	if fd, err := g.duplicate(); err == nil {
+		t.Errorf("duplicate of a closed gate: got %d; want an error", fd)
+	}
+}
+
+// A descriptor that is not the listener that was configured is refused.
+func TestInheritRefuses(t *testing.T) {
+	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	at := l.Addr().(*net.TCPAddr).AddrPort()
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(f func() (*os.File, error)) *os.File {
+		got, err := f()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for _, test := range []struct {
+		name string
+		file *os.File
+		at   netip.AddrPort
+		want string
+	}{
+		{"another port", file(l.File), netip.AddrPortFrom(at.Addr(), at.Port()+1), "listens on " + at.String()},
+		{"another address", file(l.File), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), at.Port()), "listens on " + at.String()},
+		{"another kind of socket", file(c.File), at, "does not listen"},
+		{"no socket", null, at, "socket"},
+	} {
+		if g, err := inherit(test.file, test.at); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, %v; want an error with %q", test.name, g, err, test.want)
+		}
+	}
+}
+
+// The path under which the program was started may lead to another one later.
+func TestOwnProgram(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	link, other := filepath.Join(dir, "edge"), filepath.Join(dir, "other")
+	if err := os.Symlink(self, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(other, nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	for _, test := range []struct{ arg, want string }{
+		{link, link}, {"edge", link}, {other, self}, {"missing", self}, {self, self},
+	} {
+		if got, err := ownProgram(test.arg); got != test.want || err != nil {
+			t.Errorf("started as %q: got %q, %v; want %q", test.arg, got, err, test.want)
+		}
 	}
 }
 

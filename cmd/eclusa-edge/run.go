@@ -81,7 +81,7 @@ func run(ctx context.Context, c Config) error {
 	// to leave to this one first comes after that. After a hand-over only the edge
 	// goes on.
 	owned := make(chan struct{})
-	own := func() { u.listen(); close(owned) }
+	own := func() { _ = u.listen(); close(owned) }
 	if parts.predecessor == nil {
 		own()
 	} else {

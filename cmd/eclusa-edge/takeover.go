@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/handover"
@@ -125,18 +126,22 @@ func (p *predecessor) fail(why error) {
 func (p *predecessor) listen(purpose string, a netip.AddrPort) (*gate, error) {
 	if p != nil {
 		if f := p.File(listenerFile(purpose, a)); f != nil {
-			return inherit(f)
+			return inherit(f, a)
 		}
 	}
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(a))
 	if err != nil {
 		return nil, err
 	}
-	return newGate(l)
+	return newGate(l), nil
 }
 
-func inherit(f *os.File) (*gate, error) {
+// inherit takes a socket that must listen on the address.
+func inherit(f *os.File, want netip.AddrPort) (*gate, error) {
 	defer f.Close() // the listener has its own
+	if err := listens(f); err != nil {
+		return nil, fmt.Errorf("the socket of the process before: %w", err)
+	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("the socket of the process before: %w", err)
@@ -146,5 +151,30 @@ func inherit(f *os.File) (*gate, error) {
 		_ = l.Close()
 		return nil, fmt.Errorf("the socket of the process before is no TCP socket but %T", l)
 	}
-	return newGate(t)
+	got := t.Addr().(*net.TCPAddr).AddrPort()
+	if got.Port() != want.Port() || got.Addr().Unmap().WithZone("") != want.Addr().Unmap().WithZone("") {
+		_ = l.Close()
+		return nil, fmt.Errorf("the socket of the process before listens on %s; want %s", got, want)
+	}
+	return newGate(t), nil
+}
+
+// listens says why f is no listening socket; nil if it is one. It leaves the mode
+// alone, which the process before shares.
+func listens(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var yes int
+	var sockErr error
+	if err := raw.Control(func(fd uintptr) {
+		yes, sockErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	}); err != nil {
+		return err
+	}
+	if sockErr == nil && yes == 0 {
+		return errors.New("it does not listen")
+	}
+	return os.NewSyscallError("getsockopt", sockErr)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/handover"
@@ -25,6 +27,10 @@ import (
 // upgradeTimeout bounds an upgrade from the start of the new process. A hand-over
 // that has begun has limits of its own, which are less.
 const upgradeTimeout = 2*time.Minute + handover.ServingTimeout
+
+// reopenInterval is how often the socket for upgrades is opened again that could
+// not be.
+const reopenInterval = 2 * time.Second
 
 // upgrades gives this edge's place to another process, when that or an operator
 // asks for it.
@@ -44,9 +50,11 @@ type upgrades struct {
 	failure  atomic.Pointer[string]
 	released chan struct{} // closed when another process serves
 	pid      int           // that one; before released is closed, and never again
+	version  string        // of that one, likewise
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards what follows
 	listener *handover.Listener
+	deaf     bool // the socket could not be opened the last time
 }
 
 // newUpgrades returns what waits for upgrades. From then on the signals that ask
@@ -54,26 +62,49 @@ type upgrades struct {
 func newUpgrades(c Config, systemd *supervisor, log *zap.Logger) *upgrades {
 	u := &upgrades{config: c, systemd: systemd, log: log, released: make(chan struct{}), signals: make(chan os.Signal, 1), first: os.Getpid() == 1}
 	var err error
-	// Looked up now: the file that runs may be gone later, and another one in its
-	// place.
-	if u.program, err = os.Executable(); err != nil {
+	if u.program, err = ownProgram(os.Args[0]); err != nil {
 		log.Warn("the program does not know its own file; upgrades have to start the new one themselves", zap.Error(err))
 	}
 	signal.Notify(u.signals, syscall.SIGUSR2, syscall.SIGHUP)
 	return u
 }
 
-// listen waits for other processes on the socket in the state directory. Without
-// it the edge serves all the same.
-func (u *upgrades) listen() {
-	l, err := handover.Listen(u.config.StateDir)
-	if err != nil {
-		u.log.Warn("upgrades of the running edge are not possible", zap.Error(err))
-		return
+// ownProgram returns the path under which this program was started, which leads
+// to a new one after that has been installed: a symbolic link has to be followed
+// then, and not now. If that path leads elsewhere, it is the file that runs.
+func ownProgram(arg string) (string, error) {
+	path, err := exec.LookPath(arg)
+	if err == nil {
+		path, err = filepath.Abs(path)
 	}
+	if err == nil {
+		named, statErr := os.Stat(path)
+		runs, runsErr := os.Stat("/proc/self/exe")
+		if statErr == nil && runsErr == nil && os.SameFile(named, runs) {
+			return path, nil
+		}
+	}
+	return os.Executable()
+}
+
+// listen waits for other processes on the socket in the state directory, and
+// reports whether there is one now. Without it the edge serves all the same.
+func (u *upgrades) listen() bool {
+	l, err := handover.Listen(u.config.StateDir)
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.listener = l
+	if err != nil {
+		if !u.deaf {
+			u.log.Warn("upgrades of the running edge are not possible; it is tried again", zap.Error(err))
+		}
+		u.deaf = true
+		return false
+	}
+	if u.deaf {
+		u.log.Info("upgrades of the running edge are possible again")
+	}
+	u.deaf, u.listener = false, l
+	return true
 }
 
 func (u *upgrades) take() *handover.Listener {
@@ -110,10 +141,7 @@ func (u *upgrades) run(ctx context.Context, owned <-chan struct{}) error {
 				}, func(err error) { u.log.Warn("a request for an upgrade came to nothing", zap.Error(err)) })
 			})
 		}
-		over := u.wait(ctx, again)
-		if !over {
-			u.listen() // whoever tried to take over may have taken the socket's name
-		}
+		over := u.wait(ctx, again, l == nil)
 		if l != nil {
 			_ = l.Close()
 		}
@@ -125,16 +153,27 @@ func (u *upgrades) run(ctx context.Context, owned <-chan struct{}) error {
 }
 
 // wait reports whether there is nothing to wait for any more; false when the
-// socket has to be opened again.
-func (u *upgrades) wait(ctx context.Context, again <-chan struct{}) (over bool) {
+// socket was opened again, which may take a few attempts. The one of before is of
+// use meanwhile.
+func (u *upgrades) wait(ctx context.Context, again <-chan struct{}, deaf bool) (over bool) {
+	open := time.NewTimer(reopenInterval)
+	defer open.Stop()
+	if !deaf {
+		open.Stop()
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return true
 		case <-u.released:
 			return true
-		case <-again:
-			return false
+		case <-again: // whoever tried to take over may have taken the socket's name
+			open.Reset(0)
+		case <-open.C:
+			if u.listen() {
+				return false
+			}
+			open.Reset(reopenInterval)
 		case <-u.signals:
 			u.log.Info("asked for an upgrade by signal")
 			go u.upgrade(ctx) // it logs what came of it
@@ -174,7 +213,7 @@ func (u *upgrades) giveTo(ctx context.Context, c *handover.Conn, h handover.Hell
 	}
 	log.Info("another process asks for the place of this one")
 	start := time.Now()
-	g := &giver{upgrades: u, log: log, start: start}
+	g := &giver{upgrades: u, log: log, start: start, successor: h.Version, duplicates: make(map[*gate]int)}
 	if err := c.Give(ctx, g); err != nil {
 		text := err.Error()
 		u.failure.Store(&text)
@@ -192,7 +231,7 @@ func (u *upgrades) upgrade(ctx context.Context) handover.Outcome {
 		u.log.Error("the upgrade came to nothing; this process serves as before", zap.Error(err))
 		return handover.Outcome{Error: err.Error()}
 	}
-	return handover.Outcome{PID: pid, Took: time.Since(start)}
+	return handover.Outcome{PID: pid, Version: u.version, Took: time.Since(start)}
 }
 
 func (u *upgrades) startSuccessor(ctx context.Context) (int, error) {
@@ -283,8 +322,10 @@ type giver struct {
 	*upgrades
 	log        *zap.Logger
 	start      time.Time
+	successor  string // its version
 	paused     *edge.Paused
-	handedOver time.Time // zero before the sockets were touched
+	duplicates map[*gate]int // descriptors of the gates that are paused
+	handedOver time.Time     // zero before the sockets were touched
 	parcels    int
 	files      int
 }
@@ -313,11 +354,28 @@ func (g *giver) Pause(ctx context.Context) (handover.Estate, []int, error) {
 	e.Files = []string{lockFile}
 	files := []int{int(paused.Lock.Fd())}
 	for name, gate := range g.gates {
+		fd, err := gate.duplicate()
+		if err != nil {
+			g.Resume()
+			return handover.Estate{}, nil, fmt.Errorf("listener %q: %w", name, err)
+		}
 		gate.pause()
+		g.duplicates[gate] = fd
 		e.Files = append(e.Files, name)
-		files = append(files, gate.fd)
+		files = append(files, fd)
 	}
 	return e, files, nil
+}
+
+// closeDuplicates closes what was made to be passed on, and returns of which gates.
+func (g *giver) closeDuplicates() []*gate {
+	var gates []*gate
+	for gate, fd := range g.duplicates {
+		_ = unix.Close(fd)
+		gates = append(gates, gate)
+	}
+	clear(g.duplicates)
+	return gates
 }
 
 // HandOver sends the engine's sockets.
@@ -337,7 +395,7 @@ func (g *giver) Resume() {
 			g.log.Error("some sockets cannot be used any more; they are opened again", zap.Error(err))
 		}
 	}
-	for _, gate := range g.gates {
+	for _, gate := range g.closeDuplicates() {
 		gate.resume()
 	}
 	g.paused.Resume()
@@ -347,11 +405,12 @@ func (g *giver) Resume() {
 // before this one may end.
 func (g *giver) Release(pid int) {
 	g.systemd.succeed(pid)
+	g.closeDuplicates()
 	g.log.Info("another process serves in place of this one", zap.Duration("handOver", time.Since(g.start).Round(time.Microsecond)),
 		zap.Duration("withoutTraffic", time.Since(g.handedOver).Round(time.Microsecond)), zap.Int("sockets", g.files), zap.Int("parcels", g.parcels))
 	if err := g.paused.Release(); err != nil {
 		g.log.Error("the lock of the state directory cannot be given back; it ends with this process", zap.Error(err))
 	}
-	g.pid = pid
+	g.pid, g.version = pid, g.successor
 	close(g.released)
 }

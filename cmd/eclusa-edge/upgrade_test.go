@@ -338,3 +338,39 @@ func TestFirstProcessStartsNone(t *testing.T) {
 		t.Errorf("got %+v; want an error that says what to do instead", o)
 	}
 }
+
+// A disk that is not well for a while does not end upgrades for good.
+func TestUpgradesAreToBeHadAgain(t *testing.T) {
+	w, p, _, _, l := upgradable(t)
+	l.end()
+	state := filepath.Join(w.dir, "state")
+	block := filepath.Join(state, "upgrade.sock.new")
+	w.must(os.MkdirAll(filepath.Join(block, "x"), 0o700)) // no new socket can be made there
+	fail := func() {
+		t.Helper()
+		c, err := handover.Dial(t.Context(), state)
+		w.must(err)
+		defer c.Close() // the new process ends
+		_, err = c.Take(handover.Hello{Edge: "edge-1", Version: "test", Engine: "proxy"})
+		w.must(err)
+	}
+	fail()
+	w.eventually(10*time.Second, func() error {
+		if w.logged("upgrades of the running edge are not possible") == 0 {
+			return errors.New("the socket was not opened again yet")
+		}
+		return nil
+	})
+	fail() // the old socket is listened to meanwhile
+	w.must(os.RemoveAll(block))
+	w.eventually(10*time.Second, func() error {
+		if w.logged("upgrades of the running edge are possible again") == 0 {
+			return errors.New("the socket was not opened again yet")
+		}
+		return nil
+	})
+	w.must(execute("upgrade", "--config", w.config()))
+	if got := w.owner(); got == p.Process.Pid {
+		t.Error("the process of before serves after an upgrade")
+	}
+}

@@ -31,6 +31,9 @@ printed. The configuration file is checked first.`,
 			return err
 		}
 		tell(c.ErrOrStderr(), "Process %d serves, %s after it was started.", o.PID, o.Took.Round(time.Millisecond))
+		if mine := version.Number(); o.Version != "" && o.Version != mine {
+			tell(c.ErrOrStderr(), "Its version is %s, and this program's is %s: the running edge starts the file that it was started from, which is another one.", o.Version, mine)
+		}
 		return nil
 	})
 }
