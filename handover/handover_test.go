@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -375,4 +377,77 @@ func TestDialNobody(t *testing.T) {
 	if _, err := Dial(t.Context(), dir); !errors.Is(err, ErrNobody) {
 		t.Errorf("a socket that nobody listens on: got %v; want ErrNobody", err)
 	}
+}
+
+// Root talks to an edge that runs as the owner of its state directory, and to no
+// other user's.
+func TestRootDials(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	const owner, stranger = 65533, 65534
+	for _, c := range []struct {
+		name   string
+		server int
+		ok     bool
+	}{
+		{"the owner", owner, true},
+		{"somebody else", stranger, false},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(os.Chown(dir, owner, -1), os.Chmod(dir, 0o777)); err != nil { //nolint:gosec // strangers have to make a socket there
+			t.Fatal(err)
+		}
+		for d := filepath.Dir(dir); d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+			if err := os.Chmod(d, 0o755); err != nil { //nolint:gosec // they have to get there
+				t.Fatal(err)
+			}
+		}
+		l := listenAs(t, dir, c.server)
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			l.Serve(t.Context(), func(_ context.Context, c *Conn, h Hello) { _ = c.Tell(Outcome{PID: 1, Version: h.Version}) }, func(error) {})
+		}()
+		conn, err := Dial(t.Context(), dir)
+		if (err == nil) != c.ok {
+			t.Errorf("%s: got %v; want success: %v", c.name, err, c.ok)
+		}
+		if err == nil {
+			if o, err := conn.AskUpgrade(t.Context(), Hello{Version: "v2"}); err != nil || o.Version != "v2" {
+				t.Errorf("%s: got %+v, %v; want an answer", c.name, o, err)
+			}
+			conn.Close()
+		}
+		l.Close()
+		<-served
+	}
+}
+
+// listenAs returns a listener that belongs to another user.
+func listenAs(t *testing.T, dir string, uid int) *Listener {
+	t.Helper()
+	type result struct {
+		l   *Listener
+		err error
+	}
+	made := make(chan result)
+	go func() {
+		// The thread ends with the goroutine, and with it that it is another user's.
+		runtime.LockOSThread()
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+			made <- result{nil, errno}
+			return
+		}
+		l, err := Listen(dir)
+		made <- result{l, err}
+	}()
+	r := <-made
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	return r.l
 }

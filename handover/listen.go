@@ -163,7 +163,8 @@ func decodeHello(data []byte) (Hello, error) {
 var ErrNobody = errors.New("no running edge waits for upgrades there")
 
 // Dial connects to the edge that runs with the state directory, and fails with
-// ErrNobody if there is none.
+// ErrNobody if there is none. It talks to processes of its own user and of root; root
+// talks to those of the directory's owner too.
 func Dial(ctx context.Context, stateDir string) (*Conn, error) {
 	var c net.Conn
 	err := inDir(stateDir, func(dir string) error {
@@ -176,7 +177,7 @@ func Dial(ctx context.Context, stateDir string) (*Conn, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNobody, err)
 	}
 	u := c.(*net.UnixConn)
-	p, err := lookAt(u)
+	p, err := lookAt(u, ownerFor(os.Geteuid(), stateDir)...)
 	if err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("the socket for upgrades: %w", err)
