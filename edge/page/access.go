@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/time/rate"
 )
 
 // Access says who may look at a page. The zero value lets nobody in.
@@ -42,7 +41,7 @@ const (
 type guard struct {
 	Access
 	now      func() time.Time
-	failures *rate.Limiter // wrong tokens that are answered, and logged
+	failures *failures
 	log      *zap.Logger
 }
 
@@ -84,10 +83,10 @@ func (g *guard) certified(r *http.Request) bool {
 func (g *guard) bearer(w http.ResponseWriter, r *http.Request, h http.Handler) {
 	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	switch {
+	case g.failures.exhausted(r, g.now()):
+		tooMany(w)
 	case ok && g.isToken(given):
 		h.ServeHTTP(w, r)
-	case !g.failures.Allow():
-		tooMany(w)
 	default:
 		g.refused(r)
 		unauthorized(w, "the token is wrong")
@@ -104,8 +103,12 @@ func tooMany(w http.ResponseWriter) {
 	http.Error(w, "too many wrong tokens; try again in ten seconds", http.StatusTooManyRequests)
 }
 
+// refused notes a wrong token. Only the first of an address in a while is worth a
+// line: guessers must not push out of the log's end what operators have to see.
 func (g *guard) refused(r *http.Request) {
-	g.log.Warn("somebody with a wrong token was not let in to the status page", zap.String("from", host(r.RemoteAddr)))
+	if n, first := g.failures.note(r, g.now()); first {
+		g.log.Warn(wrongToken, zap.String("from", host(r.RemoteAddr)), zap.Uint64("wrongTokensSoFar", n))
+	}
 }
 
 // isToken compares in a time that depends on neither token, nor on their lengths.
@@ -140,15 +143,15 @@ func (g *guard) takeForm(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the form cannot be read", http.StatusBadRequest)
 		return
 	}
+	if g.failures.exhausted(r, g.now()) {
+		tooMany(w)
+		return
+	}
 	// Only from the body: tokens in addresses end up in logs.
 	if g.isToken(strings.TrimSpace(r.PostForm.Get("token"))) {
 		g.log.Info("somebody has logged in to the status page", zap.String("from", host(r.RemoteAddr)))
 		http.SetCookie(w, g.cookie(r, g.session(g.now().Add(sessionFor)), int(sessionFor.Seconds())))
 		toPage(w)
-		return
-	}
-	if !g.failures.Allow() {
-		tooMany(w)
 		return
 	}
 	g.refused(r)

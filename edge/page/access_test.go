@@ -3,6 +3,7 @@ package page
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -130,15 +131,73 @@ func TestLogin(t *testing.T) {
 	if last != http.StatusTooManyRequests {
 		t.Errorf("after fifty wrong tokens: got %d; want 429", last)
 	}
-	if submit(p, token).Code != http.StatusSeeOther {
+	if got := submit(p, token).Code; got != http.StatusTooManyRequests {
+		t.Errorf("the right token after too many wrong ones: got %d; want 429, or guessing is not slowed down", got)
+	}
+	if submit(p, token, func(r *http.Request) { r.RemoteAddr = "192.0.2.8:4711" }).Code != http.StatusSeeOther {
 		t.Error("wrong tokens of others keep out who knows the right one")
+	}
+	now = now.Add(2 * time.Second)
+	if submit(p, token).Code != http.StatusSeeOther {
+		t.Error("whoever has waited is not let in")
 	}
 	for _, e := range logs.All() {
 		if text := e.Message + " " + stringOf(e.ContextMap()); strings.Contains(text, token) || strings.Contains(text, testToken) {
 			t.Errorf("the log tells the token: %s", text)
 		}
 	}
-	if n := logs.FilterMessageSnippet("wrong token").Len(); n == 0 || n > 20 {
-		t.Errorf("got %d lines about wrong tokens; want some, and not one for each", n)
+	if n := logs.FilterMessage(wrongToken).Len(); n != 1 {
+		t.Errorf("got %d lines about wrong tokens of one address; want 1", n)
+	}
+}
+
+func guess(p *Page, from, token string) int {
+	return ask(p, "GET", "/status.json", func(r *http.Request) {
+		r.RemoteAddr = from
+		r.Header.Set("Authorization", "Bearer "+token)
+	}).Code
+}
+
+// Guessing is slow, whatever part of a network it comes from, and costs neither
+// memory nor what the page shows.
+func TestGuessing(t *testing.T) {
+	events := NewEvents()
+	p := newPage(t, demo(), withToken(testToken))
+	now := noon
+	p.now = func() time.Time { return now }
+	p.guard.log = events.Watch(zap.NewNop())
+	p.guard.log.Error("worth seeing")
+	tried := 0
+	for i := range 1000 {
+		if guess(p, fmt.Sprintf("[2001:db8::%x]:1", i), "wrong") == http.StatusUnauthorized {
+			tried++
+		}
+	}
+	if tried != wrongBurst {
+		t.Errorf("%d of 1000 guesses from one network were looked at; want %d", tried, wrongBurst)
+	}
+	if got := guess(p, "[2001:db8::1]:1", testToken); got != http.StatusTooManyRequests {
+		t.Errorf("the right guess at last: got %d; want 429", got)
+	}
+	for i := range 3 * maxSources {
+		guess(p, fmt.Sprintf("10.%d.%d.1:1", i>>8, i&255), "wrong")
+	}
+	if n := len(p.guard.failures.sources); n > maxSources+1 {
+		t.Errorf("%d addresses are remembered; want %d at most", n, maxSources)
+	}
+	if got := guess(p, "192.0.2.1:1", testToken); got != http.StatusTooManyRequests {
+		t.Errorf("among too many addresses: got %d; want 429", got)
+	}
+	if now = now.Add(time.Minute); guess(p, "[2001:db8::1]:1", testToken) != http.StatusOK || guess(p, "192.0.2.1:1", testToken) != http.StatusOK {
+		t.Error("a minute later the right token is not taken")
+	}
+	shown := 0
+	for _, e := range events.Last(10 * maxEvents) {
+		if e.Text == "worth seeing" {
+			shown++
+		}
+	}
+	if shown != 1 {
+		t.Error("guesses have pushed an error off the page")
 	}
 }

@@ -67,6 +67,10 @@ func (e *Events) add(event Event, bad bool) {
 	if bad {
 		list = &e.bad
 	}
+	// Strangers can have this one logged as often as they have addresses.
+	if event.Text == wrongToken {
+		*list = slices.DeleteFunc(*list, func(e Event) bool { return e.Text == wrongToken })
+	}
 	if len(*list) >= maxEvents {
 		*list = slices.Delete(*list, 0, 1)
 	}

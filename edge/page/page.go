@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/time/rate"
 
 	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -82,7 +81,7 @@ func New(o Options) (*Page, error) {
 		source: o.Source, events: o.Events, log: o.Log, history: newHistory(),
 		now: time.Now, slots: make(chan struct{}, maxRequests), strangers: make(chan struct{}, maxRequests),
 	}
-	p.guard = &guard{Access: o.Access, now: p.time, failures: rate.NewLimiter(1, 10), log: o.Log}
+	p.guard = &guard{Access: o.Access, now: p.time, failures: newFailures(), log: o.Log}
 	return p, nil
 }
 
