@@ -26,6 +26,11 @@ func TestUnderSystemd(t *testing.T) {
 		}
 	}
 	write(t, filepath.Join(m.dir, "upper", "scenario.sh"), string(read(t, "testdata/scenario.sh")))
+	holder := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(m.dir, "upper", "usr", "local", "bin", "holder"), "./testdata/holder")
+	holder.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := holder.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	output := m.boot()
 	for _, want := range []string{
 		"enabled at first: disabled, inactive",
@@ -38,6 +43,9 @@ func TestUnderSystemd(t *testing.T) {
 		"killed, with a wrong configuration: failed, status 2, 1 restart",
 		"killed: active, 1 restart",
 		"stopped: success, status 0",
+		"killed while one drains, reloads 1: active, 1 restarts",
+		"killed while one drains, reloads 2: active, 2 restarts",
+		"stopped while one drains: in peace, success",
 		"removed: inactive",
 		"the end",
 	} {

@@ -50,6 +50,44 @@ echo "killed: $(systemctl is-active eclusa-edge), $(systemctl show -P NRestarts 
 
 systemctl stop eclusa-edge
 echo "stopped: $(systemctl show -P Result eclusa-edge), status $(systemctl show -P ExecMainStatus eclusa-edge)"
+
+# A connection is held in a process of before, which is the parent of the main one
+# after one reload, and a stranger to it after two.
+ip route add local 198.51.100.0/24 dev lo
+ip route add local 192.0.2.128/25 dev lo
+eclusa-edge pki cluster --dir pki --name prod
+sed -i '1i drainTimeout: 3s' edge.yaml
+systemctl start eclusa-edge
+/usr/local/bin/holder pki &
+held() { # NUMBER: the holder has its connection of that number
+	for i in $(seq 100); do
+		[ "$(cat /holder 2>/dev/null)" = "$1" ] && return
+		sleep 0.1
+	done
+	echo "the holder has connection $(cat /holder) and should have $1"
+}
+for reloads in 1 2; do
+	held $reloads
+	for i in $(seq $reloads); do
+		systemctl reload eclusa-edge
+		sleep 1 # those without connections end
+	done
+	kill -KILL "$(systemctl show -P MainPID eclusa-edge)"
+	for i in $(seq 80); do
+		[ "$(systemctl show -P NRestarts eclusa-edge)" = $reloads ] && [ "$(systemctl is-active eclusa-edge)" = active ] && break
+		sleep 0.1
+	done
+	echo "killed while one drains, reloads $reloads: $(systemctl is-active eclusa-edge), $(systemctl show -P NRestarts eclusa-edge) restarts"
+done
+held 3
+systemctl reload eclusa-edge
+sleep 1
+systemctl reload eclusa-edge
+start=$(date +%s%N)
+systemctl stop eclusa-edge
+took=$((($(date +%s%N) - start) / 1000000))
+echo "stopped while one drains: $([ $took -ge 2500 ] && [ $took -le 10000 ] && echo in peace || echo "after $took ms"), $(systemctl show -P Result eclusa-edge)"
+
 systemctl start eclusa-edge
 dpkg --force-unsafe-io -r eclusa-edge
 echo "removed: $(systemctl is-active eclusa-edge || true)"
