@@ -47,7 +47,7 @@ func TestUpgradeWhileALoadBalancerDrains(t *testing.T) {
 	w.ready()
 	w.status(c, leaving)
 	// Longer than the new process needs to look at addresses again.
-	for until := time.Now().Add(1500 * time.Millisecond); time.Now().Before(until); {
+	for until := time.Now().Add(1500 * time.Millisecond); time.Now().Before(until); { // poll
 		time.Sleep(100 * time.Millisecond) // poll
 		ping("upgraded")
 		if t.Failed() {
