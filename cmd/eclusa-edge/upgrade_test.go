@@ -105,7 +105,15 @@ func (w *world) owner() int {
 		pid = c.PID()
 		return nil
 	})
-	w.t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	w.t.Cleanup(func() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		w.eventually(5*time.Second, func() error { // or the next test talks to it
+			if runs(pid) {
+				return fmt.Errorf("process %d still runs", pid)
+			}
+			return nil
+		})
+	})
 	return pid
 }
 
