@@ -17,13 +17,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 	"github.com/eclusa-lb/eclusa/lab"
 	"github.com/eclusa-lb/eclusa/monitoring"
 )
-
-var addressPools = schema.GroupVersionResource{Group: "eclusa.io", Version: "v1alpha1", Resource: "addresspools"}
 
 // A real Prometheus scrapes the real programs and judges them by the chart's
 // alerts. None fires as long as all is well, each failure fires its own, and all
@@ -163,21 +161,10 @@ func (w watch) runOut(t *testing.T, ns string) {
 		for _, name := range names {
 			w.c.delete(t, ns, name)
 		}
-		for _, pool := range []string{"full", "near"} {
-			if err := w.c.dynamic.Resource(addressPools).Delete(t.Context(), pool, metav1.DeleteOptions{}); err != nil {
-				t.Error(err)
-			}
-		}
 	}()
 	want := map[string]int{"full": 2, "near": 5}
 	for pool, addresses := range map[string]string{"full": "172.30.0.192/32", "near": "172.30.0.193-172.30.0.198"} {
-		o := &unstructured.Unstructured{Object: map[string]any{
-			"apiVersion": "eclusa.io/v1alpha1", "kind": "AddressPool", "metadata": map[string]any{"name": pool},
-			"spec": map[string]any{"addresses": []any{addresses}, "autoAssign": false},
-		}}
-		if _, err := w.c.dynamic.Resource(addressPools).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+		w.c.makePool(t, pool, addresses, nil)
 		for i := range want[pool] {
 			s := lab.Service(ns, fmt.Sprintf("%s-%d", pool, i))
 			s.Spec.Selector = map[string]string{"app": "web"}
@@ -189,6 +176,26 @@ func (w watch) runOut(t *testing.T, ns string) {
 	w.fires(t, "EclusaPoolExhausted", "pool=full", "severity=critical")
 	w.fires(t, "EclusaPoolNearlyFull", "pool=near")
 	w.fires(t, "EclusaServicesWaiting")
+}
+
+// makePool makes a pool, for the Services that name it only, until the test ends.
+func (c *cluster) makePool(t *testing.T, name, addresses string, edges map[string]any) {
+	t.Helper()
+	spec := map[string]any{"addresses": []any{addresses}, "autoAssign": false}
+	if edges != nil {
+		spec["edgeSelector"] = edges
+	}
+	o := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": v1alpha1.GroupVersion.String(), "kind": v1alpha1.AddressPoolKind, "metadata": map[string]any{"name": name}, "spec": spec,
+	}}
+	if _, err := c.dynamic.Resource(v1alpha1.AddressPoolResource).Create(t.Context(), o, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.dynamic.Resource(v1alpha1.AddressPoolResource).Delete(context.Background(), name, metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // taken lets another program of the edge's machine listen where a Service wants.
