@@ -162,8 +162,8 @@ func (w watch) runOut(t *testing.T, ns string) {
 			w.c.delete(t, ns, name)
 		}
 	}()
-	want := map[string]int{"full": 2, "near": 5}
-	for pool, addresses := range map[string]string{"full": "172.30.0.192/32", "near": "172.30.0.193-172.30.0.198"} {
+	want := map[string]int{"full": 3, "near": 5}
+	for pool, addresses := range map[string]string{"full": "172.30.0.192/31", "near": "172.30.0.194-172.30.0.199"} {
 		w.c.makePool(t, pool, addresses, nil)
 		for i := range want[pool] {
 			s := lab.Service(ns, fmt.Sprintf("%s-%d", pool, i))
@@ -173,7 +173,7 @@ func (w watch) runOut(t *testing.T, ns string) {
 			names = append(names, s.Name)
 		}
 	}
-	w.fires(t, "EclusaPoolExhausted", "pool=full", "severity=critical")
+	w.fires(t, "EclusaPoolExhausted", "pool=full", "severity=warning")
 	w.fires(t, "EclusaPoolNearlyFull", "pool=near")
 	w.fires(t, "EclusaServicesWaiting")
 }
