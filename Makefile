@@ -10,6 +10,9 @@ VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty --abbr
 LDFLAGS := -s -w -X github.com/eclusa-lb/eclusa/version.number=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
+# Packages that are tested at once: tests wait more than they compute.
+PACKAGES := $(shell expr `nproc` + 1)
+
 # Packages whose tests need nothing but this machine; the rest is the lab's.
 UNIT = $(shell $(GO) list ./... | grep -v -e /e2e -e /lab)
 
@@ -55,7 +58,7 @@ test: lint-fast test-unit test-lab ## every test: formatting and vet, all packag
 
 .PHONY: test-unit
 test-unit: ## the tests of all packages with the race detector; those that need root say so and are skipped without it
-	$(GO) test -race -timeout 15m $(UNIT)
+	$(GO) test -race -p $(PACKAGES) -timeout 15m $(UNIT)
 
 .PHONY: tools
 tools: ## install the Debian packages that tests look at things with and that are missing (needs root)
