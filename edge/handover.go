@@ -167,7 +167,7 @@ func (l *loop) pause(ctx context.Context, r *pauseRequest) bool {
 	r.leaving = l.listLeaving()
 	r.health, err = encodeHealth(l.knownHealth())
 	if err == nil {
-		err = l.saver.rest(r.ctx)
+		err = l.saver.rest(r.ctx) //nolint:contextcheck // draining outlives the context that asked for the rest to end
 	}
 	r.answer <- err
 	if err != nil {

@@ -78,7 +78,7 @@ func ownProgram(arg string) (string, error) {
 		path, err = filepath.Abs(path)
 	}
 	if err == nil {
-		named, statErr := os.Stat(path)
+		named, statErr := os.Stat(path) //nolint:gosec // it is the path of this very program
 		runs, runsErr := os.Stat("/proc/self/exe")
 		if statErr == nil && runsErr == nil && os.SameFile(named, runs) {
 			return path, nil
