@@ -322,7 +322,7 @@ func TestFormerProcessIsAskedToStop(t *testing.T) {
 	// it is sent again and again.
 	for range 20 {
 		w.must(p.Process.Signal(syscall.SIGTERM))
-		time.Sleep(20 * time.Millisecond) // poll // poll
+		time.Sleep(20 * time.Millisecond) // poll
 	}
 	if err := p.wait(t, 10*time.Second); err != nil || time.Since(start) < time.Second {
 		t.Errorf("asked to stop with open connections: got %v after %s; want a clean end after the drain timeout of 2s", err, time.Since(start))
