@@ -14,7 +14,8 @@ import (
 var (
 	allCapabilities = []lb.Capability{
 		lb.CapAffinity, lb.CapIPv4, lb.CapIPv6, lb.CapLeastConnections, lb.CapMaxConnections,
-		lb.CapProxyV1, lb.CapProxyV2, lb.CapRoundRobin, lb.CapSourceRanges, lb.CapTCP, lb.CapUDP,
+		lb.CapConnectTimeout, lb.CapFamilyTranslation, lb.CapProxyV1, lb.CapProxyV2, lb.CapRandomTwoChoices, lb.CapRoundRobin,
+		lb.CapSourceHash, lb.CapSourceRanges, lb.CapTCP, lb.CapUDP,
 	}
 	claimed = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 )

@@ -16,11 +16,16 @@ const (
 	CapIPv6             Capability = "ipv6"
 	CapRoundRobin       Capability = "round-robin"
 	CapLeastConnections Capability = "least-connections"
+	CapRandomTwoChoices Capability = "random-two-choices"
+	CapSourceHash       Capability = "source-hash"
 	CapSourceRanges     Capability = "source-ranges"
 	CapAffinity         Capability = "affinity"
 	CapMaxConnections   Capability = "max-connections"
-	CapProxyV1          Capability = "proxy-protocol-v1"
-	CapProxyV2          Capability = "proxy-protocol-v2"
+	CapConnectTimeout   Capability = "connect-timeout"
+	// CapFamilyTranslation serves clients of one family by members of the other.
+	CapFamilyTranslation Capability = "family-translation"
+	CapProxyV1           Capability = "proxy-protocol-v1"
+	CapProxyV2           Capability = "proxy-protocol-v2"
 )
 
 // Needs returns what an edge must be capable of to serve the load balancer,
@@ -48,6 +53,12 @@ func (l LoadBalancer) Needs() []Capability {
 	}
 	if l.MaxConnections > 0 {
 		needs = append(needs, CapMaxConnections)
+	}
+	if len(l.MemberFamilies) > 0 {
+		needs = append(needs, CapFamilyTranslation)
+	}
+	if l.ConnectTimeout > 0 {
+		needs = append(needs, CapConnectTimeout)
 	}
 	slices.Sort(needs)
 	return slices.Compact(needs)

@@ -246,6 +246,10 @@ func (l LoadBalancer) fieldOf(need Capability) string {
 		return "affinity"
 	case CapMaxConnections:
 		return "maxConnections"
+	case CapConnectTimeout:
+		return "connectTimeout"
+	case CapFamilyTranslation:
+		return "memberFamilies"
 	default:
 		return "algorithm"
 	}
@@ -286,7 +290,7 @@ func (c *compilation) serve(l *candidate) {
 				l.refuse(Problem{Type: problemAddressHeld, Field: fmt.Sprintf("listeners[%d]", i), Detail: fmt.Sprintf("%s: is held by %s", f, holder)})
 				continue
 			}
-			c.out.Table.Routes[f] = l.route(li, c.group(l, s, FamilyOf(a)))
+			c.out.Table.Routes[f] = l.route(li, c.group(l, s, l.memberFamily(a)))
 		}
 		if len(c.out.Table.Routes) > before {
 			s.note(l.owner.UID, li)
@@ -323,6 +327,15 @@ func (c *compilation) holder(l *candidate, f Frontend) string {
 	return cmp.Or(name, "the edge itself")
 }
 
+// memberFamily returns the family in which members serve clients of an address.
+func (l LoadBalancer) memberFamily(a netip.Addr) Family {
+	f := FamilyOf(a)
+	if len(l.MemberFamilies) == 0 || slices.Contains(l.MemberFamilies, f) {
+		return f
+	}
+	return l.MemberFamilies[0]
+}
+
 // route returns what becomes of the traffic of one listener.
 func (l *candidate) route(li Listener, group GroupID) Route {
 	r := Route{
@@ -330,6 +343,7 @@ func (l *candidate) route(li Listener, group GroupID) Route {
 		TargetPort: li.TargetPort, ProxyProtocol: li.ProxyProtocol,
 		Algorithm:      cmp.Or(l.Algorithm, RoundRobin),
 		SourceRanges:   l.SourceRanges,
+		ConnectTimeout: l.ConnectTimeout.D(),
 		IdleTimeout:    cmp.Or(l.IdleTimeout.D(), DefaultIdleTimeout),
 		DrainTimeout:   cmp.Or(l.DrainTimeout.D(), DefaultDrainTimeout),
 		MaxConnections: l.MaxConnections,

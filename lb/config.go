@@ -82,6 +82,10 @@ type LoadBalancer struct {
 	// Members, unless nil, narrows the pool to these nodes. An empty set that is
 	// not nil means that nobody can serve: connections are refused at once.
 	Members map[NodeName]Member `json:"members,omitzero"`
+	// MemberFamilies, unless empty, are the only families in which members are
+	// reached, the most wanted first: clients of another family are served in that
+	// one. Empty stands for the family of each address.
+	MemberFamilies []Family `json:"memberFamilies,omitempty"`
 	// HealthCheck is how the members are checked.
 	HealthCheck HealthCheck `json:"healthCheck"`
 	// FailOpen sends traffic to all members when not one of them is up, because
@@ -94,6 +98,9 @@ type LoadBalancer struct {
 	Algorithm Algorithm `json:"algorithm,omitempty"`
 	// Affinity, unless nil, sends a client to the member it had before.
 	Affinity *Affinity `json:"affinity,omitempty"`
+	// ConnectTimeout is how long one attempt to connect to a member may take; zero
+	// means the engine's own.
+	ConnectTimeout healthcheck.Duration `json:"connectTimeout,omitempty"`
 	// IdleTimeout ends a TCP connection on which nothing moved for so long;
 	// zero means DefaultIdleTimeout.
 	IdleTimeout healthcheck.Duration `json:"idleTimeout,omitempty"`
@@ -189,6 +196,14 @@ type Algorithm string
 const (
 	RoundRobin       Algorithm = "round-robin"
 	LeastConnections Algorithm = "least-connections"
+	// RandomTwoChoices takes the one with fewer connections, for its weight, of two
+	// members chosen at random (Mitzenmacher, "The Power of Two Choices in Randomized
+	// Load Balancing", 2001).
+	RandomTwoChoices Algorithm = "random-two-choices"
+	// SourceHash chooses by the client's address, with a Maglev table (Eisenbud et
+	// al., "Maglev", NSDI 2016): a lost member's clients are spread, and nearly all
+	// others keep theirs.
+	SourceHash Algorithm = "source-hash"
 )
 
 // Affinity sends new connections of a client's address to the member that

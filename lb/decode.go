@@ -49,11 +49,13 @@ var (
 		{"listeners", func(r *jsonReader, l *LoadBalancer) { l.Listeners = readList(r, readListener) }},
 		{"pool", func(r *jsonReader, l *LoadBalancer) { l.Pool = PoolName(r.word()) }},
 		{"members", func(r *jsonReader, l *LoadBalancer) { l.Members = readMembers(r) }},
+		{"memberFamilies", func(r *jsonReader, l *LoadBalancer) { l.MemberFamilies = someOf(readList(r, readFamily)) }},
 		{"healthCheck", func(r *jsonReader, l *LoadBalancer) { readStruct(r, &l.HealthCheck, healthCheckFields) }},
 		{"failOpen", func(r *jsonReader, l *LoadBalancer) { l.FailOpen = r.boolean() }},
 		{"sourceRanges", func(r *jsonReader, l *LoadBalancer) { l.SourceRanges = someOf(readList(r, readPrefix)) }},
 		{"algorithm", func(r *jsonReader, l *LoadBalancer) { l.Algorithm = Algorithm(r.word()) }},
 		{"affinity", func(r *jsonReader, l *LoadBalancer) { l.Affinity = readAffinity(r) }},
+		{"connectTimeout", func(r *jsonReader, l *LoadBalancer) { l.ConnectTimeout = readDuration(r) }},
 		{"idleTimeout", func(r *jsonReader, l *LoadBalancer) { l.IdleTimeout = readDuration(r) }},
 		{"udpIdleTimeout", func(r *jsonReader, l *LoadBalancer) { l.UDPIdleTimeout = readDuration(r) }},
 		{"drainTimeout", func(r *jsonReader, l *LoadBalancer) { l.DrainTimeout = readDuration(r) }},
@@ -112,6 +114,8 @@ func readListener(r *jsonReader) (l Listener) {
 	readStruct(r, &l, listenerFields)
 	return l
 }
+
+func readFamily(r *jsonReader) Family { return Family(r.word()) }
 
 func readPool(r *jsonReader) Pool { return readMembers(r) }
 

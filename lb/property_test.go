@@ -57,11 +57,12 @@ func randomConfig(r *rand.Rand) lb.Config {
 func randomLoadBalancer(r *rand.Rand) lb.LoadBalancer {
 	l := lb.LoadBalancer{
 		Name: "default/web", ClaimTime: claimed.Add(time.Duration(r.IntN(4)) * time.Second),
-		Pool:        lb.PoolName(fmt.Sprintf("p%d", r.IntN(3))),
-		HealthCheck: lb.HealthCheck{Port: uint16(pick(r, 10256, 10256, 10256, 80, 0)), Family: pick(r, "", "", lb.IPv4, lb.IPv6)},
-		FailOpen:    often(r, 2),
-		Algorithm:   pick(r, "", "", "", lb.RoundRobin, "bogus"),
-		OnUnhealthy: pick(r, "", lb.OnUnhealthyDrain),
+		Pool:           lb.PoolName(fmt.Sprintf("p%d", r.IntN(3))),
+		HealthCheck:    lb.HealthCheck{Port: uint16(pick(r, 10256, 10256, 10256, 80, 0)), Family: pick(r, "", "", lb.IPv4, lb.IPv6)},
+		FailOpen:       often(r, 2),
+		MemberFamilies: pick(r, nil, nil, nil, []lb.Family{lb.IPv4}, []lb.Family{lb.IPv6}, []lb.Family{lb.IPv6, lb.IPv4}),
+		Algorithm:      pick(r, "", "", "", lb.RoundRobin, "bogus"),
+		OnUnhealthy:    pick(r, "", lb.OnUnhealthyDrain),
 	}
 	for range 1 + r.IntN(2) {
 		l.Addresses = append(l.Addresses, randomAddr(r, 192))
@@ -78,6 +79,13 @@ func randomLoadBalancer(r *rand.Rand) lb.LoadBalancer {
 		}
 	}
 	return l
+}
+
+func memberFamily(l lb.LoadBalancer, a netip.Addr) lb.Family {
+	if len(l.MemberFamilies) == 1 {
+		return l.MemberFamilies[0]
+	}
+	return lb.FamilyOf(a)
 }
 
 // propertyInput is what the properties are shown for: two clusters with
@@ -129,7 +137,7 @@ func checkOutcome(t *testing.T, in lb.Input, out lb.Outcome) {
 		if !in.Policies[r.Owner.Cluster].AllowsAddress(f.Addr) || slices.Contains(in.Host.OwnAddresses, f.Addr) {
 			t.Errorf("%s is served, which the policy of %v does not allow", f, r.Owner)
 		}
-		if _, ok := out.Table.Groups[r.Group]; !ok || r.Group.Cluster != r.Owner.Cluster || r.Group.Family != lb.FamilyOf(f.Addr) {
+		if _, ok := out.Table.Groups[r.Group]; !ok || r.Group.Cluster != r.Owner.Cluster || r.Group.Family != memberFamily(l, f.Addr) {
 			t.Errorf("%s of %v has group %v, which is not its own", f, r.Owner, r.Group)
 		}
 		if r.IdleTimeout <= 0 || r.DrainTimeout <= 0 || r.Algorithm == "" {

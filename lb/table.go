@@ -45,6 +45,7 @@ type Route struct {
 	ProxyProtocol  ProxyProtocol
 	SourceRanges   []netip.Prefix
 	AffinityFor    time.Duration // zero is off
+	ConnectTimeout time.Duration // of one attempt; zero is the engine's own
 	IdleTimeout    time.Duration // of the route's protocol
 	DrainTimeout   time.Duration
 	MaxConnections int // over all routes of the Owner; zero is unlimited

@@ -22,6 +22,8 @@ const (
 	// not zero.
 	MinTimeout = 10 * time.Millisecond
 	MaxTimeout = 7 * 24 * time.Hour
+	// MaxConnectTimeout is the largest connect timeout of a load balancer.
+	MaxConnectTimeout = 30 * time.Second
 	// MaxName is the largest length in bytes of a load balancer's name and of a
 	// pool's, MaxID that of every other name and of a UID.
 	MaxName = 1024
@@ -177,11 +179,15 @@ func (v *validation) loadBalancer(uid UID, l LoadBalancer) {
 	v.addresses(l.Addresses)
 	v.listeners(l.Listeners)
 	v.members(l)
+	v.memberFamilies(l.MemberFamilies)
 	v.healthCheck(l.HealthCheck)
 	v.sourceRanges(l.SourceRanges)
-	v.oneOf("algorithm", string(l.Algorithm), "", string(RoundRobin), string(LeastConnections))
+	v.oneOf("algorithm", string(l.Algorithm), "", string(RoundRobin), string(LeastConnections), string(RandomTwoChoices), string(SourceHash))
 	if l.Affinity != nil {
 		v.timeout("affinity.timeout", l.Affinity.Timeout.D(), false)
+	}
+	if d := l.ConnectTimeout.D(); d != 0 && (d < MinTimeout || d > MaxConnectTimeout) {
+		v.complain("connectTimeout", "%s: must be from %s to %s, or 0 for the engine's own", d, MinTimeout, MaxConnectTimeout)
 	}
 	v.timeout("idleTimeout", l.IdleTimeout.D(), true)
 	v.timeout("udpIdleTimeout", l.UDPIdleTimeout.D(), true)
@@ -233,7 +239,11 @@ func (v *validation) listeners(listeners []Listener) {
 			v.complain(field("targetPort"), "0: must be from 1 to 65535")
 		}
 		switch l.ProxyProtocol {
-		case ProxyOff, ProxyV1, ProxyV2:
+		case ProxyOff:
+		case ProxyV1, ProxyV2:
+			if l.Protocol != TCP {
+				v.complain(field("proxyProtocol"), "%s: is spoken over tcp only; must be empty for %s", l.ProxyProtocol, l.Protocol)
+			}
 		default:
 			v.complain(field("proxyProtocol"), "%s: must be v1, v2 or empty for none", quoted(string(l.ProxyProtocol)))
 		}
@@ -264,6 +274,16 @@ func (v *validation) members(l LoadBalancer) {
 			Type: problemNotFound, Field: fmt.Sprintf("members[%s]", quoted(string(node))),
 			Detail: fmt.Sprintf("%s: is not in pool %s, and is left out", quoted(string(node)), quoted(string(l.Pool))),
 		}, true)
+	}
+}
+
+func (v *validation) memberFamilies(families []Family) {
+	for i, f := range families {
+		field := fmt.Sprintf("memberFamilies[%d]", i)
+		v.oneOf(field, string(f), string(IPv4), string(IPv6))
+		if first := slices.Index(families, f); first < i {
+			v.complain(field, "%s: is the same as memberFamilies[%d]", quoted(string(f)), first)
+		}
 	}
 }
 

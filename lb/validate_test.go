@@ -147,6 +147,18 @@ var validateTests = []struct {
 		},
 	},
 	{
+		"families, connect timeout and PROXY over UDP", changed(func(l *lb.LoadBalancer) {
+			l.MemberFamilies, l.ConnectTimeout = []lb.Family{lb.IPv4, "ipx", lb.IPv4}, healthcheck.Duration(time.Minute)
+			l.Listeners = []lb.Listener{{Protocol: lb.UDP, Port: 53, TargetPort: 1, ProxyProtocol: lb.ProxyV2}}
+		}),
+		[]string{
+			`loadBalancers["u"].listeners[0].proxyProtocol: v2: is spoken over tcp only; must be empty for udp`,
+			`loadBalancers["u"].memberFamilies[1]: "ipx": must be one of ipv4, ipv6`,
+			`loadBalancers["u"].memberFamilies[2]: "ipv4": is the same as memberFamilies[0]`,
+			`loadBalancers["u"].connectTimeout: 1m0s: must be from 10ms to 30s, or 0 for the engine's own`,
+		},
+	},
+	{
 		"members outside the pool", changed(func(l *lb.LoadBalancer) { l.Members = map[lb.NodeName]lb.Member{"n": {}, "m": {}} }),
 		[]string{`loadBalancers["u"].members["m"]: "m": is not in pool "all", and is left out`},
 	},
@@ -183,7 +195,7 @@ var validateTests = []struct {
 		}),
 		[]string{
 			`loadBalancers["u"].name: "": must not be empty; it tells people what this is`,
-			`loadBalancers["u"].algorithm: "random": must be one of empty, round-robin, least-connections`,
+			`loadBalancers["u"].algorithm: "random": must be one of empty, round-robin, least-connections, random-two-choices, source-hash`,
 			`loadBalancers["u"].maxConnections: -1: must not be negative; 0 is unlimited`,
 			`loadBalancers["u"].onUnhealthy: "explode": must be one of empty, reset, drain`,
 		},

@@ -24,11 +24,13 @@ func equalLoadBalancer(a, b lb.LoadBalancer) bool {
 		slices.Equal(a.Listeners, b.Listeners) &&
 		a.Pool == b.Pool &&
 		equalMembers(a.Members, b.Members) &&
+		slices.Equal(a.MemberFamilies, b.MemberFamilies) &&
 		a.HealthCheck == b.HealthCheck &&
 		a.FailOpen == b.FailOpen &&
 		slices.Equal(a.SourceRanges, b.SourceRanges) &&
 		a.Algorithm == b.Algorithm &&
 		equalAffinity(a.Affinity, b.Affinity) &&
+		a.ConnectTimeout == b.ConnectTimeout &&
 		a.IdleTimeout == b.IdleTimeout &&
 		a.UDPIdleTimeout == b.UDPIdleTimeout &&
 		a.DrainTimeout == b.DrainTimeout &&
