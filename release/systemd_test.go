@@ -40,13 +40,15 @@ func TestUnderSystemd(t *testing.T) {
 		"upgraded: running, another process: yes, 0 restarts",
 		"the process of before: gone, running",
 		"reload of a wrong configuration: refused, running",
-		"killed, with a wrong configuration: failed, status 2, 1 restart",
+		"killed, with a wrong configuration: failed, status 78, 1 restart",
 		"killed: active, 1 restart",
 		"stopped: success, status 0",
 		"killed while one drains, reloads 1: active, 1 restarts",
 		"killed while one drains, reloads 2: active, 2 restarts",
+		"hung: Watchdog timeout (limit 8s)! SIGABRT: abort, active, 3 restarts",
+		"its address: 192.0.2.130/32",
 		"stopped while one drains: in peace, success",
-		"removed: inactive",
+		"removed: inactive, 0 addresses",
 		"the end",
 	} {
 		if !strings.Contains(output, "\n"+want+"\n") {
