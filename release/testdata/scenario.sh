@@ -1,7 +1,12 @@
-# An edge's life as a service.
+# An edge's life as a service, on a machine that has just been switched on:
+# scenario.sh PACKAGES HOLDER
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-set -e
-dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.3-1_*.deb
+packages=$1 holder=$2
+until systemctl is-active --quiet sysinit.target; do
+	sleep 0.1
+done
+ip link set lo up
+dpkg --force-unsafe-io -i "$packages"/eclusa-edge_1.2.3-1_*.deb
 cd /etc/eclusa
 echo "enabled at first: $(systemctl is-enabled eclusa-edge || true), $(systemctl is-active eclusa-edge || true)"
 sed -i -e 's/^name:/name: edge-1/' -e 's/^  listen:/  listen: 127.0.0.2:443/' \
@@ -20,7 +25,7 @@ first=$(systemctl show -P MainPID eclusa-edge)
 echo "runs with $(grep -e ^CapEff -e ^CapBnd -e ^NoNewPrivs -e ^Seccomp: "/proc/$first/status" | tr -s '\t\n' ' ')as $(stat -c %U /proc/$first)"
 echo "state: $(stat -c '%U %a' /var/lib/eclusa-edge)"
 
-dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.4-1_*.deb
+dpkg --force-unsafe-io -i "$packages"/eclusa-edge_1.2.4-1_*.deb
 second=$(systemctl show -P MainPID eclusa-edge)
 echo "upgraded: $(systemctl show -P SubState eclusa-edge), another process: $([ "$second" != "$first" ] && echo yes), $(systemctl show -P NRestarts eclusa-edge) restarts"
 for i in $(seq 100); do
@@ -61,7 +66,7 @@ mkdir -p /etc/systemd/system/eclusa-edge.service.d
 printf '[Service]\nWatchdogSec=8\n' >/etc/systemd/system/eclusa-edge.service.d/impatient.conf
 systemctl daemon-reload
 systemctl start eclusa-edge
-/usr/local/bin/holder pki &
+"$holder" pki &
 held() { # NUMBER: the holder has its connection of that number
 	for i in $(seq 200); do
 		[ "$(cat /holder 2>/dev/null)" = "$1" ] && return
@@ -102,4 +107,5 @@ echo "stopped while one drains: $([ $took -ge 2500 ] && [ $took -le 10000 ] && e
 systemctl start eclusa-edge
 dpkg --force-unsafe-io -r eclusa-edge
 echo "removed: $(systemctl is-active eclusa-edge || true), $(ip -o address show dev lo | grep -c 192.0.2.130) addresses"
+kill $!
 echo "the end"
