@@ -76,7 +76,7 @@ func (e *Edge) Remove() error { return e.kill() }
 
 // installEdges installs the package of the lab's own edge program on the machines.
 func (l *Lab) installEdges(ctx context.Context, edges ...*Edge) error {
-	deb, err := l.PackageEdge(ctx, l.bin(edgeProgram), ownVersion)
+	deb, err := l.PackageEdge(ctx, l.bin(edgeProgram), Version)
 	if err != nil {
 		return err
 	}
