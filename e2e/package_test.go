@@ -41,10 +41,10 @@ func TestEdgePackageIsInstalledUpgradedAndRemoved(t *testing.T) {
 	})
 	address := c.serve(t, inPool(lab.Service(ns, "web"), "on-machines"))[0]
 	answers(t, c.client, netip.AddrPortFrom(address, 80))
+	deb := m.nextVersion(t, "v9.9.9")
 	m.is(t, lab.Version)
 	m.lives(t)
 
-	deb := m.nextVersion(t, "v9.9.9")
 	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(address, 80), 50)
 	talk := startTalk(t, c.client, netip.AddrPortFrom(address, 7000))
 	ask := startAsking(t, c.client, netip.AddrPortFrom(address, 53), 20001)

@@ -23,6 +23,7 @@ import (
 // TestUnderSystemd lives through an edge's life as a service under a real systemd,
 // in namespaces of its own: what the unit forbids must not be what the edge needs.
 func TestUnderSystemd(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	need(t, "dpkg", "ip", "/lib/systemd/systemd")
 	packages, tools := filepath.Dir(packaged(t)[0]), t.TempDir()
