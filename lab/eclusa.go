@@ -57,8 +57,7 @@ func (e *Edge) StateDir() string {
 	return e.lab.path("eclusa", e.Name+".state")
 }
 
-// Certificate is the edge's, without its ending, and CA the file of those that it
-// believes, both on the edge.
+// Certificate is the file of the edge's certificate on the edge, without its ending.
 func (e *Edge) Certificate() string {
 	if e.machine {
 		return packagedCertificate
@@ -66,6 +65,7 @@ func (e *Edge) Certificate() string {
 	return filepath.Join(e.lab.EdgePKI(), e.Name)
 }
 
+// CA is the file of the CA that the edge believes, on the edge.
 func (e *Edge) CA() string {
 	if e.machine {
 		return packagedCA
