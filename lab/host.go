@@ -26,8 +26,9 @@ type Host struct {
 	// the router of both subnets.
 	Addr4, Addr6 netip.Addr
 
-	lab    *Lab
-	holder ledger.Process
+	lab     *Lab
+	machine bool // with a systemd of its own
+	holder  ledger.Process
 }
 
 // Alive reports whether the host's first process is there.

@@ -47,6 +47,11 @@ type Options struct {
 	// controller manager.
 	NoEclusa bool
 
+	// EdgePackages installs the edges from their Debian package, each on a
+	// machine with a systemd of its own. Otherwise they are programs, which can
+	// be ended and started one by one.
+	EdgePackages bool
+
 	// NodeGrace is how long Kubernetes waits for a silent kubelet before it
 	// takes the node for dead: 50 s, Kubernetes' own default, if zero.
 	NodeGrace time.Duration

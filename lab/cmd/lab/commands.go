@@ -52,6 +52,7 @@ func optionFlags(c *cobra.Command, o *lab.Options) {
 	f.IntVar(&o.Nodes, "nodes", 2, "number of nodes, -1 for none")
 	f.IntVar(&o.Edges, "edges", 1, "number of edges, -1 for none")
 	f.IntVar(&o.Clients, "clients", 1, "number of clients, -1 for none")
+	f.BoolVar(&o.EdgePackages, "edge-packages", false, "install the edges from their Debian package, each under a systemd of its own")
 	f.BoolVar(&o.SingleStack, "single-stack", false, "a cluster without IPv6")
 	f.BoolVar(&o.NoEclusa, "no-eclusa", false, "the cluster alone")
 }
