@@ -45,6 +45,10 @@ func (h *Host) Do(f func() error) error {
 	return h.space().Net(f)
 }
 
+// NetNS is the file by which programs such as nsenter enter the host's network and
+// nothing else of it.
+func (h *Host) NetNS() string { return fmt.Sprintf("/proc/%d/ns/net", h.holder.PID) }
+
 func (h *Host) space() space.Space { return space.Space{PID: h.holder.PID} }
 
 // DialContext connects from the host. The address must be an IP address and a

@@ -86,9 +86,8 @@ func upCommand() *cobra.Command {
 var usage = template.Must(template.New("usage").Parse(`
 The lab runs. For kubectl{{if .Eclusa}} and helm{{end}} in this shell:
 
-    alias kubectl={{.Lab.Kubectl}}
+    export PATH={{.Lab.Options.Dir}}:$PATH
 {{- if .Eclusa}}
-    alias helm={{.Lab.Helm}}
     helm list --all-namespaces
 {{- end}}
     kubectl get nodes,services
@@ -106,7 +105,7 @@ Try:
 What eclusa says of it, in the cluster and, as a page for your browser, on the edge:
 
     kubectl get edges,addresspools
-    kubectl describe service web
+    kubectl get service web -o yaml
     {{.Self}} forward --dir {{.Lab.Options.Dir}} edge-1 127.0.0.1:9980
 {{- end}}
 {{- if .Eclusa}}
