@@ -105,7 +105,7 @@ Try:
 What eclusa says of it, in the cluster and, as a page for your browser, on the edge:
 
     kubectl get edges,addresspools
-    kubectl describe service web
+    kubectl get service web -o yaml
     {{.Self}} forward --dir {{.Lab.Options.Dir}} edge-1 127.0.0.1:9980
 {{- end}}
 {{- if .Eclusa}}
