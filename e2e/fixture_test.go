@@ -140,8 +140,8 @@ func needRoot(t *testing.T) {
 	t.Skip("needs root to bring up a cluster in network namespaces")
 }
 
-// logDir is where the logs of all programs go when E2E_LOGS names a folder;
-// otherwise they go with the lab.
+// logDir is where the logs of all programs go when E2E_LOGS names a folder, to
+// folders by lab; otherwise they go with the labs.
 func logDir() string { return os.Getenv("E2E_LOGS") }
 
 func start(ctx context.Context, o lab.Options) (*cluster, error) {

@@ -21,6 +21,7 @@ import (
 // end of the Lease and leads.
 func TestNodeDiesSilently(t *testing.T) {
 	c := inLab(t)
+	c.apart(t)
 	ns := c.namespace(t)
 	c.deploy(t, ns, "web", 4)
 	at := netip.AddrPortFrom(c.serve(t, lab.Service(ns, "web"))[0], 80)
