@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -189,6 +190,20 @@ func (s *spare) metric(t *testing.T, name string) float64 {
 	return sum(families[name], "", "")
 }
 
+// readyz is what it says to who asks whether it is ready.
+func (s *spare) readyz() string {
+	resp, err := s.c.edge.HTTPClient().Get(fmt.Sprintf("http://%s/readyz", s.management))
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
+}
+
 // log is the end of what it has logged.
 func (s *spare) log() string {
 	data, _ := os.ReadFile(filepath.Join(s.dir, "log")) // who reads it sees that it is empty
@@ -223,7 +238,7 @@ func (w watch) diskFull(t *testing.T, ns string, s *spare) {
 	w.fires(t, "EclusaStateNotSaved", edge)
 	w.fires(t, "EclusaStateNotSaved", instance)
 	w.fires(t, "EclusaEdgeNotReady", instance)
-	w.shows(t, w.onEdge(t, "curl", "-s", fmt.Sprintf("http://%s/readyz", s.management)), "is served but cannot be saved")
+	w.shows(t, s.readyz, "is served but cannot be saved")
 	w.shows(t, w.onEdge(t, "df", "-h", s.stateDir()), "100%")
 	w.shows(t, s.log, "no space left on device")
 	w.shows(t, w.kubectl(t, "describe", "edge", s.name), "NotDurable")
@@ -270,7 +285,9 @@ func (w watch) tooSmall(t *testing.T, ns string, s *spare) {
 	s.start(t)
 	s.serve(t, ns, 1)
 	w.fires(t, "EclusaProbesStretched", instance)
-	w.shows(t, w.onEdge(t, "sh", "-c", fmt.Sprintf("curl -s http://%s/metrics | grep -v '^#' | grep -e probe", s.management)), "eclusa_edge_probe_targets")
+	if n := s.metric(t, "eclusa_edge_probe_targets"); n != float64(len(w.c.Nodes)) {
+		t.Errorf("the edge says that it probes %g targets, want %d", n, len(w.c.Nodes))
+	}
 	s.create(t, ns, 2)
 	w.fires(t, "EclusaEdgeRejects", edge)
 	w.shows(t, w.kubectl(t, "describe", "edge", s.name), "Rejected", "2 load balancers where the edge allows 1")
