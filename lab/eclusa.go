@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"text/template"
 	"time"
 
@@ -122,6 +123,7 @@ type edgeFacts struct {
 	Tag          string
 	Namespace    string
 	Scraper      string
+	LeaseFlags   string
 }
 
 // startEclusa makes the certificates, starts the edges and installs the chart.
@@ -224,6 +226,7 @@ func (l *Lab) fill(name, text string, e *Edge) ([]byte, error) {
 	facts := edgeFacts{
 		Lab: l, Edge: e, Cluster: ClusterName, Pool4: PoolRange4, Pool6: PoolRange6,
 		Secret: clientSecret, Repository: managerRepository, Tag: managerTag, Namespace: ReleaseNamespace, Scraper: Scraper,
+		LeaseFlags: strings.Join(l.Options.leaseFlags(), ", "),
 	}
 	if err := t.Execute(&b, facts); err != nil {
 		return nil, fmt.Errorf("file %q: %w", name, err)
