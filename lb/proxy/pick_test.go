@@ -17,7 +17,7 @@ func picker(r lb.Route, weights ...int) (*frontend, *group) {
 	g := newGroup()
 	g.set(backendsOf(weights...))
 	fe := newFrontend(lb.Frontend{Addr: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: lb.TCP}, &owner{}, 1)
-	fe.spec.Store(newSpec(lb.TCP, r, g))
+	fe.spec.Store(newSpec(lb.TCP, r, g, newRanges(r.SourceRanges)))
 	return fe, g
 }
 
@@ -171,7 +171,7 @@ func TestAllMembersFailing(t *testing.T) {
 func TestPortsFailApart(t *testing.T) {
 	a, g := picker(lb.Route{Algorithm: lb.RoundRobin}, 1, 1)
 	b := newFrontend(lb.Frontend{Addr: netip.MustParseAddr("192.0.2.2"), Port: 80, Protocol: lb.TCP}, &owner{}, 1)
-	b.spec.Store(newSpec(lb.TCP, lb.Route{Algorithm: lb.RoundRobin}, g))
+	b.spec.Store(newSpec(lb.TCP, lb.Route{Algorithm: lb.RoundRobin}, g, nil))
 	e := New(Options{})
 	k := a.pick(1, netip.Addr{}, nil)
 	e.blame(1, a.spec.Load(), k, syscall.ECONNREFUSED)

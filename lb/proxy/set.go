@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -49,6 +50,9 @@ type change struct {
 	work    [][]func(*loop)
 	touched []*frontend // whose links must be judged
 	changed map[*group]bool
+
+	ranges     map[*netip.Prefix]ranges // made of source ranges, by their first
+	rangeCount map[*netip.Prefix]int
 }
 
 // Set replaces the table. Listeners are opened, closed and changed by
@@ -104,6 +108,13 @@ func (c *change) do() {
 // in makes f be called in a loop by the next do.
 func (c *change) in(index int, f func(*loop)) { c.work[index] = append(c.work[index], f) }
 
+// inAll makes f be called in all loops by the next do.
+func (c *change) inAll(f func(*loop)) {
+	for i := range c.work {
+		c.in(i, f)
+	}
+}
+
 func (c *change) setGroups(groups map[lb.GroupID]lb.Group) {
 	for id, g := range groups {
 		cur := c.e.groups[id]
@@ -141,10 +152,14 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 		fe := c.frontend(id, r.Owner)
 		owners[r.Owner] = fe.owner
 		if was := fe.spec.Load(); was == nil || !was.is(&r, g) {
-			fe.spec.Store(newSpec(id.Protocol, r, g))
+			c.respec(fe, was, newSpec(id.Protocol, r, g, c.rangesOf(r.SourceRanges)))
 			c.touched = append(c.touched, fe)
 		} else if c.changed[g] {
 			c.touched = append(c.touched, fe)
+		}
+		fe.remember(&e.clients, r.AffinityFor > 0)
+		if r.Algorithm == lb.SourceHash && r.AffinityFor <= 0 {
+			g.view.Load().table() // here, since it takes longer than a loop may stand still
 		}
 	}
 	for id, fe := range e.frontends {
@@ -165,14 +180,31 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 	e.owners = owners
 }
 
+// respec gives a frontend another spec, and makes what it has follow.
+func (c *change) respec(fe *frontend, was, s *spec) {
+	fe.remember(&c.e.clients, s.AffinityFor > 0)
+	fe.spec.Store(s)
+	if was == nil {
+		return
+	}
+	if len(s.SourceRanges) > 0 && !sameRanges(was.SourceRanges, s.SourceRanges) {
+		c.inAll(fe.expel)
+	}
+	if was.AffinityFor <= 0 && s.AffinityFor > 0 {
+		c.inAll(fe.settleAll)
+	}
+}
+
 // unsupported says why a route cannot be served, whatever the machine is like.
 func unsupported(id lb.Frontend, r lb.Route) error {
 	switch {
 	case id.Protocol != lb.TCP && id.Protocol != lb.UDP:
 		return fmt.Errorf("serve %s: protocol %q: %w by the proxy", id, id.Protocol, lb.ErrUnsupported)
-	case r.ProxyProtocol != lb.ProxyOff:
+	case r.ProxyProtocol != lb.ProxyOff && id.Protocol != lb.TCP:
+		return fmt.Errorf("serve %s: PROXY protocol %q: over %s: %w by the proxy, which speaks it over tcp", id, r.ProxyProtocol, id.Protocol, lb.ErrUnsupported)
+	case !slices.Contains([]lb.ProxyProtocol{lb.ProxyOff, lb.ProxyV1, lb.ProxyV2}, r.ProxyProtocol):
 		return fmt.Errorf("serve %s: PROXY protocol %q: %w by the proxy", id, r.ProxyProtocol, lb.ErrUnsupported)
-	case !slices.Contains([]lb.Algorithm{"", lb.RoundRobin, lb.LeastConnections}, r.Algorithm):
+	case !slices.Contains([]lb.Algorithm{"", lb.RoundRobin, lb.LeastConnections, lb.RandomTwoChoices, lb.SourceHash}, r.Algorithm):
 		return fmt.Errorf("serve %s: algorithm %q: %w by the proxy", id, r.Algorithm, lb.ErrUnsupported)
 	case !id.Addr.IsValid() || id.Addr.Zone() != "" || id.Port == 0:
 		return fmt.Errorf("serve %s: address and port must be set, without a zone: %w", id, lb.ErrInvalid)
@@ -232,6 +264,7 @@ func (c *change) remove(fe *frontend) {
 	fe.mu.Lock()
 	fe.retired = true
 	fe.mu.Unlock()
+	fe.remember(&c.e.clients, false)
 	if ln := fe.ln; ln != nil {
 		fe.ln = nil
 		c.in(ln.home(), ln.close)
@@ -294,12 +327,10 @@ func (c *change) fail(fe *frontend, err error) {
 
 // act carries out a verdict in all loops.
 func (c *change) act(k *link, v verdict) {
-	for i := range c.work {
-		if v == verdictCut {
-			c.in(i, k.cut)
-		} else {
-			c.in(i, k.drain)
-		}
+	if v == verdictCut {
+		c.inAll(k.cut)
+	} else {
+		c.inAll(k.drain)
 	}
 }
 
