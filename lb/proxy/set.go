@@ -157,7 +157,6 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 		} else if c.changed[g] {
 			c.touched = append(c.touched, fe)
 		}
-		fe.remember(&e.clients, r.AffinityFor > 0)
 		if r.Algorithm == lb.SourceHash && r.AffinityFor <= 0 {
 			g.view.Load().table() // here, since it takes longer than a loop may stand still
 		}
@@ -252,6 +251,7 @@ func (c *change) revive(id lb.Frontend, by lb.Owner) *frontend {
 	fe.mu.Lock()
 	fe.retired = false
 	fe.mu.Unlock()
+	fe.remember(&c.e.clients, fe.spec.Load().AffinityFor > 0)
 	c.touched = append(c.touched, fe)
 	return fe
 }
