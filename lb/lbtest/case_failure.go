@@ -40,6 +40,9 @@ func noMemberRefuses(r *rig) {
 		r.unreachable(s, "the only member drains")
 	}
 	c.mustAsk("the member drains")
+	s.backends = nil
+	r.set()
+	r.unreachable(s, "the only member, which has a connection or session, is gone")
 }
 
 // unreachable checks that a new client gets "connection refused" promptly.

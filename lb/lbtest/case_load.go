@@ -3,6 +3,7 @@ package lbtest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -60,6 +61,41 @@ func fewest(r *rig, algorithm lb.Algorithm) {
 			r.Errorf("new connection %d: got %s; want %s, which has fewer", i, c.node, m[0].node)
 		}
 	}
+}
+
+// changesUnderLoad: a route may change what it says about clients at any time.
+func changesUnderLoad(r *rig) {
+	const changes = 300
+	m := r.members(2, greet)
+	s := r.service(m...)
+	r.set()
+	long := r.connect(s)
+	everybody := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	stop := r.load(s, 4)
+	start, i := time.Now(), 0
+	for ; i < changes || r.counters(s).Accepted < changes && time.Since(start) < patience; i++ {
+		switch i % 6 {
+		case 0:
+			s.route.AffinityFor = time.Hour
+		case 1:
+			s.route.SourceRanges = everybody
+		case 2:
+			s.route.AffinityFor, s.route.Algorithm = 0, lb.SourceHash
+		case 3:
+			s.route.ConnectTimeout = patience
+		case 4:
+			s.route.SourceRanges, s.route.Algorithm = everybody[:1], lb.RandomTwoChoices
+			if r.family == lb.IPv6 {
+				s.route.SourceRanges = everybody[1:]
+			}
+		case 5:
+			s.route.SourceRanges, s.route.ConnectTimeout, s.route.Algorithm = nil, 0, lb.RoundRobin
+		}
+		r.set()
+	}
+	n := stop()
+	long.mustAsk("its client is allowed all the time")
+	r.Logf("%d changes in %s during %d connections", i, time.Since(start), n)
 }
 
 // portRange serves 2,000 ports of one load balancer, and adds and removes one

@@ -167,6 +167,9 @@ var cases = []engineCase{
 	{name: "OwnerChangeForgets", protocols: onlyUDP, run: ownerChangeForgets},
 	{name: "IdenticalSet", protocols: both, run: identicalSet},
 	{name: "SwapsUnderLoad", protocols: both, run: swapsUnderLoad},
+	{name: "ChangesUnderLoad", protocols: both, needs: []lb.Capability{
+		lb.CapAffinity, lb.CapConnectTimeout, lb.CapRandomTwoChoices, lb.CapSourceHash, lb.CapSourceRanges,
+	}, run: changesUnderLoad},
 	{name: "OthersUndisturbed", protocols: both, run: othersUndisturbed},
 	{name: "SharedAddress", protocols: both, run: sharedAddress},
 	{name: "BindConflict", protocols: both, traits: []Trait{OwnSockets}, run: bindConflict},

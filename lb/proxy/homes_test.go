@@ -2,7 +2,10 @@ package proxy
 
 import (
 	"math/rand/v2"
+	"net"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -213,5 +216,56 @@ func BenchmarkSettle(b *testing.B) {
 		k, gen := open(1, c)
 		k.leave(1, c, gen)
 		k.active.Add(-1)
+	}
+}
+
+// TestHomesCountConnections: whatever is switched while connections come and go,
+// in the end nobody counts as being there.
+func TestHomesCountConnections(t *testing.T) {
+	p := newPlace(t, Options{}, lb.TCP, 2)
+	p.set()
+	p.echo(0)
+	p.echo(1)
+	var wg sync.WaitGroup
+	var done atomic.Bool
+	for range 4 {
+		wg.Go(func() {
+			var last net.Conn
+			for !done.Load() {
+				c, err := net.Dial("tcp", netip.AddrPortFrom(p.front.Addr, p.front.Port).String())
+				if err == nil {
+					err = again(c, "hello")
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if last != nil {
+					last.Close()
+				}
+				last = c
+			}
+			last.Close()
+		})
+	}
+	for i := range 201 { // it ends switched on
+		r := p.table.Routes[p.front]
+		r.AffinityFor = time.Duration(1-i%2) * time.Hour
+		p.table = lb.Table{Routes: map[lb.Frontend]lb.Route{p.front: r}, Groups: p.table.Groups}
+		p.set()
+	}
+	done.Store(true)
+	wg.Wait()
+	eventually(t, "all connections have ended", func() bool { return p.counters().Active == 0 })
+	fe := p.engine.frontends[p.front]
+	fe.mu.Lock()
+	defer fe.mu.Unlock()
+	for _, h := range fe.homes.places {
+		if h.open != 0 {
+			t.Errorf("client %x of member %x: got %d connections open; want none", h.client, h.member, h.open)
+		}
+	}
+	if n := p.engine.clients.used.Load(); n != int64(len(fe.homes.places)) {
+		t.Errorf("entries counted: got %d; want the %d of the table that is left", n, len(fe.homes.places))
 	}
 }
