@@ -88,6 +88,7 @@
 // kernel then answers with a reset or an ICMP port unreachable message. Such
 // refusals are not counted, since the engine does not see them. Another program
 // may take the port meanwhile, which the Set that wants it back tells. While sessions
-// of a UDP frontend go on with draining members its port stays open, and new
-// clients get no answer.
+// of a UDP frontend go on with draining members its port stays open, and the engine
+// itself sends the ICMP message to new clients, for which it needs CAP_NET_RAW;
+// without that they get no answer.
 package proxy

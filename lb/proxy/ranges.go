@@ -42,21 +42,24 @@ func (r ranges) contain(a netip.Addr) bool {
 	return low > 0 && r[low-1].Contains(a)
 }
 
+// rangesKey is a slice of ranges.
+type rangesKey struct {
+	first *netip.Prefix
+	n     int
+}
+
 // rangesOf returns the ranges of a route. Routes of one load balancer share their
 // source ranges, and so what is made of them.
 func (c *change) rangesOf(prefixes []netip.Prefix) ranges {
 	if len(prefixes) == 0 {
 		return nil
 	}
-	first := &prefixes[0]
-	if r, ok := c.ranges[first]; ok && len(prefixes) == c.rangeCount[first] {
-		return r
+	key := rangesKey{&prefixes[0], len(prefixes)}
+	r, ok := c.ranges[key]
+	if !ok {
+		r = newRanges(prefixes)
+		c.ranges[key] = r
 	}
-	if c.ranges == nil {
-		c.ranges, c.rangeCount = map[*netip.Prefix]ranges{}, map[*netip.Prefix]int{}
-	}
-	r := newRanges(prefixes)
-	c.ranges[first], c.rangeCount[first] = r, len(prefixes)
 	return r
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -51,8 +50,7 @@ type change struct {
 	touched []*frontend // whose links must be judged
 	changed map[*group]bool
 
-	ranges     map[*netip.Prefix]ranges // made of source ranges, by their first
-	rangeCount map[*netip.Prefix]int
+	ranges map[rangesKey]ranges // that were made in this Set
 }
 
 // Set replaces the table. Listeners are opened, closed and changed by
@@ -79,6 +77,7 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		holders: &holders{},
 		refused: make(map[lb.Frontend]error),
 		changed: make(map[*group]bool),
+		ranges:  make(map[rangesKey]ranges),
 	}
 	c.reset()
 	c.setGroups(t.Groups)

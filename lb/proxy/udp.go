@@ -136,6 +136,10 @@ func (u *udpListener) ready(l *loop, _ uint32) {
 func (u *udpListener) forward(l *loop, d *datagrams, client netip.AddrPort, i, j int) {
 	s := u.sessions[client]
 	var tried []*link
+	if s == nil && u.refusing {
+		l.unreachable(client, netip.AddrPortFrom(u.fe.id.Addr.Unmap(), u.fe.id.Port), int(d.headers[i].n))
+		return
+	}
 	for i < j {
 		if s == nil {
 			if s = u.open(l, client, tried); s == nil {
