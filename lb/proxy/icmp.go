@@ -146,5 +146,5 @@ func checksum(b []byte) uint16 {
 		sum += uint32(binary.BigEndian.Uint16(b))
 	}
 	sum = sum&0xffff + sum>>16
-	return ^uint16(sum + sum>>16) //nolint:gosec // the carry is in
+	return ^uint16(sum + sum>>16)
 }

@@ -53,7 +53,7 @@ func maglev(candidates []candidate, size int) []int32 {
 			for table[p.at] >= 0 {
 				p.at = (p.at + p.skip) % size
 			}
-			table[p.at] = int32(i) //nolint:gosec // members are fewer
+			table[p.at] = int32(i)
 			if filled++; filled == size {
 				return table
 			}
