@@ -145,7 +145,7 @@ func (t *tcpListener) ready(l *loop, _ uint32) {
 		fd, sa, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == nil:
-			t.accepted(l, fd, addrPortOf(sa).Addr())
+			t.accepted(l, fd, addrPortOf(sa))
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINVAL): // EINVAL: shut down meanwhile
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
@@ -159,10 +159,10 @@ func (t *tcpListener) ready(l *loop, _ uint32) {
 }
 
 // accepted checks the limits and hands the connection to a loop.
-func (t *tcpListener) accepted(l *loop, fd int, client netip.Addr) {
+func (t *tcpListener) accepted(l *loop, fd int, client netip.AddrPort) {
 	fe, e := t.fe, l.e
 	s := fe.spec.Load()
-	if !s.allows(client) {
+	if !s.allows(client.Addr()) {
 		fe.refused[refusedSource].Add(1)
 		reset(fd)
 		return
