@@ -44,7 +44,8 @@ type Outcome struct {
 	// addresses that the edge refuses.
 	NodeWarnings map[Cluster]map[NodeName]Problem
 	// Checks holds every check of a load balancer that is served. It does not
-	// depend on Input.Health.
+	// depend on Input.Health. The members of the check of protocol none are not to
+	// be probed; that one says who is not checked.
 	Checks map[Cluster]map[CheckID]Check
 }
 

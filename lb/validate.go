@@ -297,10 +297,23 @@ func (v *validation) healthCheck(h HealthCheck) {
 		field, detail, _ := strings.Cut(fault, ": ")
 		v.complain("healthCheck."+field, "%s", detail)
 	}
+	if h.Protocol == healthcheck.None {
+		v.noHealthCheck(h)
+		return
+	}
 	if h.Port == 0 {
 		v.complain("healthCheck.port", "0: must be from 1 to 65535")
 	}
 	v.oneOf("healthCheck.family", string(h.Family), "", string(IPv4), string(IPv6))
+}
+
+func (v *validation) noHealthCheck(h HealthCheck) {
+	if h.Port != 0 {
+		v.complain("healthCheck.port", "%d: must be 0 for protocol none", h.Port)
+	}
+	if h.Family != "" {
+		v.complain("healthCheck.family", "%s: must be empty for protocol none", quoted(string(h.Family)))
+	}
 }
 
 func (v *validation) sourceRanges(ranges []netip.Prefix) {

@@ -201,6 +201,8 @@ type Members struct {
 	Up       int `json:"up"`
 	Down     int `json:"down"`
 	Draining int `json:"draining"`
+	// Unchecked take new connections, and nobody asks whether they are well.
+	Unchecked int `json:"unchecked,omitempty"`
 	// FailingOpen says that none is up, and that traffic goes to all of them.
 	FailingOpen bool `json:"failingOpen,omitempty"`
 }
