@@ -176,7 +176,9 @@ var validateTests = []struct {
 			`loadBalancers["u"].healthCheck.family: "ipv5": must be one of empty, ipv4, ipv6`,
 		},
 	},
-	{"not checked", changed(func(l *lb.LoadBalancer) { l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None}} }), nil},
+	{"not checked", changed(func(l *lb.LoadBalancer) {
+		l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None}}
+	}), nil},
 	{
 		"not checked, somehow", changed(func(l *lb.LoadBalancer) {
 			l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None, Path: "/x"}, Port: 80, Family: lb.IPv4}

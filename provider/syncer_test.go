@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -264,15 +266,20 @@ func TestSyncerWithholds(t *testing.T) {
 		r.edges["a"].SetInfo(info)
 		c := config(1, 3, 1)
 		l := c.LoadBalancers[uid(1)]
-		l.Listeners = append(l.Listeners, lb.Listener{Protocol: lb.SCTP, Port: 1, TargetPort: 2})
+		l.Listeners = []lb.Listener{{Protocol: lb.SCTP, Port: 1, TargetPort: 2}}
 		c.LoadBalancers[uid(1)] = l
+		// The edge itself leaves out what it lacks of this one.
+		l = c.LoadBalancers[uid(2)]
+		l.Listeners = append(slices.Clone(l.Listeners), lb.Listener{Protocol: lb.SCTP, Port: 1, TargetPort: 2})
+		c.LoadBalancers[uid(2)] = l
 		r.set("a", c)
 		st := r.settle(0)
-		want := config(1, 3, 1)
+		want := c
+		want.LoadBalancers = maps.Clone(c.LoadBalancers)
 		delete(want.LoadBalancers, uid(1))
 		r.holds("a", want)
 		p := st.Withheld[uid(1)]
-		if len(st.Withheld) != 1 || p.Type != "unsupported" || p.Field != "listeners[1].protocol" || !strings.Contains(p.Detail, `"edge-1" with engine "tiny" and version "v0" cannot do: sctp`) {
+		if len(st.Withheld) != 1 || p.Type != "unsupported" || p.Field != "listeners[0].protocol" || !strings.Contains(p.Detail, `"edge-1" with engine "tiny" and version "v0" cannot do: sctp`) {
 			t.Errorf("withheld is %+v, want the one with sctp and why", st.Withheld)
 		}
 		if len(c.LoadBalancers) != 3 {

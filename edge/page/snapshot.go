@@ -129,7 +129,7 @@ func (s *snapshot) addLoadBalancers(c edge.ClusterView, rates map[lb.Owner]point
 		}
 		status, told := c.Status.LoadBalancers[uid]
 		out := LoadBalancer{
-			Cluster: c.Name, UID: uid, Name: l.Name, Applied: status.Applied, Problems: status.Problems,
+			Cluster: c.Name, UID: uid, Name: l.Name, Applied: status.Applied, Partial: status.Partial, Problems: status.Problems,
 			Addresses: l.Addresses, Listeners: make([]Listener, len(l.Listeners)), Check: id,
 			Members: s.membersOf(c, l, id), Traffic: traffic(rates[lb.Owner{Cluster: c.Name, UID: uid}]),
 		}
@@ -207,6 +207,8 @@ func judge(out LoadBalancer, l lb.LoadBalancer, told bool) (State, string) {
 	switch {
 	case !told:
 		return Pending, "is not in force yet"
+	case out.Partial && len(out.Problems) > 0:
+		return Degraded, "is served in part: " + problemText(out.Problems[0])
 	case !out.Applied && len(out.Problems) == 0:
 		return Failing, "is not served"
 	case !out.Applied:

@@ -176,8 +176,9 @@ type LoadBalancer struct {
 	State   State      `json:"state"`
 	// Reason says in a few words why State is not OK.
 	Reason string `json:"reason,omitempty"`
-	// Applied and Problems are what the edge tells the cluster.
+	// Applied, Partial and Problems are what the edge tells the cluster.
 	Applied   bool         `json:"applied"`
+	Partial   bool         `json:"partial,omitempty"`
 	Problems  []lb.Problem `json:"problems,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
 	Listeners []Listener   `json:"listeners"`
