@@ -176,6 +176,19 @@ var validateTests = []struct {
 			`loadBalancers["u"].healthCheck.family: "ipv5": must be one of empty, ipv4, ipv6`,
 		},
 	},
+	{"as many listeners as may be", changed(func(l *lb.LoadBalancer) { l.Listeners = manyListeners(lb.MaxListeners) }), nil},
+	{
+		"too many listeners and addresses", changed(func(l *lb.LoadBalancer) {
+			l.Listeners = manyListeners(lb.MaxListeners + 1)
+			for i := range lb.MaxAddresses {
+				l.Addresses = append(l.Addresses, netip.AddrFrom4([4]byte{198, 18, 1, byte(i)}))
+			}
+		}),
+		[]string{
+			`loadBalancers["u"].addresses: 65 of them: must be at most 64`,
+			`loadBalancers["u"].listeners: 10001 of them: must be at most 10000; share the ports among several load balancers, which may have the same address`,
+		},
+	},
 	{"not checked", changed(func(l *lb.LoadBalancer) {
 		l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None}}
 	}), nil},

@@ -187,6 +187,19 @@ type LoadBalancer struct {
 	Traffic
 }
 
+// shownListeners is how many listeners a line of the list names: some load
+// balancers have thousands.
+const shownListeners = 12
+
+// FirstListeners returns the listeners that a line names, and MoreListeners how many
+// there are besides.
+func (l LoadBalancer) FirstListeners() []Listener {
+	return l.Listeners[:min(shownListeners, len(l.Listeners))]
+}
+
+// MoreListeners is the number of listeners that FirstListeners leaves out.
+func (l LoadBalancer) MoreListeners() int { return max(len(l.Listeners)-shownListeners, 0) }
+
 // Listener is a port of a load balancer.
 type Listener struct {
 	Name       string      `json:"name,omitempty"`
