@@ -30,6 +30,7 @@ type localEngine struct {
 
 	mu     sync.Mutex
 	tables []lb.Table // as they were set
+	last   lb.Table   // in force
 }
 
 func (e *localEngine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, error) {
@@ -55,17 +56,19 @@ func (e *localEngine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]erro
 	for f, why := range refused {
 		out[back[f]] = why
 	}
+	if err == nil {
+		e.mu.Lock()
+		e.last = t
+		e.mu.Unlock()
+	}
 	return out, err
 }
 
-// table returns the last table that was set.
+// table returns the table in force.
 func (e *localEngine) table() lb.Table {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.tables) == 0 {
-		return lb.Table{}
-	}
-	return e.tables[len(e.tables)-1]
+	return e.last
 }
 
 // take returns all tables that were set since the last call, and the one before.
