@@ -339,6 +339,7 @@ func carriedKinds() kinds {
 // Connections on routes and to members that stay go on whatever else happens, and
 // every frontend that has somebody to serve it takes new ones.
 func TestStabilityOfConnections(t *testing.T) {
+	asked := 0
 	seeds(t, 2, func(t *testing.T, seed uint64) {
 		k := carriedKinds()
 		members(t, k)
@@ -355,11 +356,11 @@ func TestStabilityOfConnections(t *testing.T) {
 				break
 			}
 		}
-		if l.asked < 20 {
-			t.Errorf("%d times a connection was asked whether it goes on; want more, or nothing is shown", l.asked)
-		}
-		t.Logf("%d events; connections asked %d times", len(l.past), l.asked)
+		asked += l.asked
 		l.leaveAll()
 		l.stop()
 	})
+	if t.Logf("connections were asked %d times whether they go on", asked); asked < 20 {
+		t.Error("that is too few to show anything")
+	}
 }

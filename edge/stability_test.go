@@ -28,6 +28,11 @@ const (
 	seedVariable      = "ECLUSA_SEED"
 )
 
+// soonEnough is how long an edge may take to come to what it has to: the verdict on
+// a node that has died takes longest. It is less than the resync, which would repair
+// what was forgotten.
+const soonEnough = 15 * time.Second
+
 // seeds calls f with so many seeds, or for as long as the environment says.
 func seeds(t *testing.T, usual int, f func(t *testing.T, seed uint64)) {
 	t.Helper()
@@ -240,7 +245,7 @@ func TestStability(t *testing.T) {
 					l.step()
 					time.Sleep(time.Duration(l.w.IntN(800)) * time.Millisecond)
 				}
-				l.eventually(time.Minute, l.engine.Table)
+				l.eventually(soonEnough, l.engine.Table)
 				// A node that died may count as less than dead again, for the six probes
 				// that it takes when a node port is probed in place of the check.
 				time.Sleep(time.Duration(10+l.w.IntN(30)) * time.Second)
@@ -264,7 +269,7 @@ func (l *life) likeAFreshOne() {
 	fresh.past = append(slices.Clone(l.past), "and a fresh edge")
 	before := maps.Clone(l.w.configs)
 	fresh.begin()
-	fresh.eventually(time.Minute, fresh.engine.Table)
+	fresh.eventually(soonEnough, fresh.engine.Table)
 	l.w.configs = before // the revisions of the other edge's
 	if diff := cmp.Diff(fresh.engine.Table(), l.engine.Table(), byValue); diff != "" {
 		l.t.Errorf("%v\nthe edge differs from a fresh one (-fresh +old):\n%s", l.past, diff)

@@ -48,6 +48,7 @@ type kinds struct {
 var everyKind = kinds{loadBalancers: 7, nodes: 5, ports: 4, check: []lb.HealthCheck{
 	{Spec: healthcheck.Spec{Protocol: healthcheck.HTTP}, Port: 10256},
 	{Spec: healthcheck.Spec{Protocol: healthcheck.HTTP}, Port: 10256},
+	{Spec: healthcheck.Spec{Protocol: healthcheck.HTTP}, Port: 10256, Family: lb.IPv4}, // another check of the same targets
 	{Spec: healthcheck.Spec{Protocol: healthcheck.HTTP, Path: "/local"}, Port: 30500},
 	{Spec: healthcheck.Spec{Protocol: healthcheck.TCP}, Port: 30001},
 	{Spec: healthcheck.Spec{Protocol: healthcheck.GRPC, Path: "shop"}, Port: 30002},
