@@ -121,7 +121,9 @@ func members(t *testing.T, k kinds) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				mu.Lock()
 				open = append(open, l)
+				mu.Unlock()
 				wg.Go(func() { serve(node, l) })
 			}
 		}
