@@ -112,13 +112,21 @@ func (t *tcpListener) resume(l *loop) error {
 		if err = unix.Listen(t.fd, backlog); err == nil {
 			err = l.watch(t.slot, t.fd, unix.EPOLL_CTL_ADD, unix.EPOLLIN)
 		}
-	} else if err = unix.Shutdown(t.fd, unix.SHUT_RD); errors.Is(err, unix.ENOTCONN) {
-		err = nil // it is shut down already
+	} else if listens(t.fd) {
+		err = unix.Shutdown(t.fd, unix.SHUT_RD)
 	}
 	if err != nil {
 		t.close(l)
 	}
 	return err
+}
+
+// listens tells whether a socket takes connections. To shut one down that does not
+// is answered with an error and done all the same: what it accepts when it listens
+// again would be born shut down, too.
+func listens(fd int) bool {
+	on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && on != 0
 }
 
 // adopt watches a socket that comes from another process.
