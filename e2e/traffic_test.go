@@ -175,9 +175,14 @@ type talk struct {
 // startTalk connects and begins to talk.
 func startTalk(t *testing.T, from *lab.Host, at netip.AddrPort) *talk {
 	t.Helper()
+	return caller{host: from}.talk(t, at)
+}
+
+func (c caller) talk(t *testing.T, at netip.AddrPort) *talk {
+	t.Helper()
 	var conn net.Conn
 	eventually(t, 15*time.Second, func() (err error) {
-		conn, err = from.DialContext(t.Context(), "tcp", at.String())
+		conn, err = c.dial(t.Context(), "tcp", at)
 		return err
 	})
 	r := bufio.NewReader(conn)
