@@ -180,6 +180,19 @@ func (c caller) shutOut(t *testing.T, network string, at netip.AddrPort) {
 	})
 }
 
+// unanswered waits until nothing comes back over the protocol: where an address is
+// on no machine any more, that takes the network its time.
+func (c caller) unanswered(t *testing.T, network string, at netip.AddrPort) {
+	t.Helper()
+	eventually(t, 10*time.Second, func() error {
+		a, err := c.ask(t.Context(), network, at)
+		if err == nil {
+			return fmt.Errorf("%s %s still answers %s: %s", network, at, c, a.pod)
+		}
+		return nil
+	})
+}
+
 func (c caller) String() string {
 	if c.from.IsValid() {
 		return c.host.Name + " as " + c.from.String()

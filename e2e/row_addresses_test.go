@@ -86,7 +86,7 @@ func translated(t *testing.T, s *stage, from caller) {
 		// The other family goes when nobody asks for it any more.
 		own := o.of(t, family == corev1.IPv6Protocol, 80)
 		o.change(t, annotated("addresses", own.Addr().String()))
-		from.shutOut(t, "tcp", o.of(t, family != corev1.IPv6Protocol, 80))
+		from.unanswered(t, "tcp", o.of(t, family != corev1.IPv6Protocol, 80))
 		from.answers(t, "tcp", own)
 	}
 }
@@ -122,7 +122,7 @@ func addressMoves(t *testing.T, s *stage) {
 	o.change(t, annotated("addresses", "172.30.0.246"))
 	eventually(t, 10*time.Second, func() error { return o.has(t, "172.30.0.246") })
 	from.answers(t, "tcp", o.at(80))
-	from.shutOut(t, "tcp", before)
+	from.unanswered(t, "tcp", before)
 	// Somebody else may have the old one soon.
 	other := s.serve(t, "next", annotated("addresses", "172.30.0.245"))
 	from.answers(t, "tcp", other.at(80))

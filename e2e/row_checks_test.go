@@ -95,7 +95,7 @@ func badChecks(t *testing.T, s *stage) {
 		{"path", []string{"health-check-path", "healthz"}, []string{"health-check-path", "healthz", "/"}},
 		{"tcp-path", []string{"health-check-protocol", "tcp", "health-check-path", "/x"}, []string{"health-check-path", "tcp"}},
 		{"interval", []string{"health-check-interval", "50ms"}, []string{"health-check-interval", "50ms", "100ms"}},
-		{"timeout", []string{"health-check-timeout", "2s"}, []string{"health-check-timeout", "2s", "interval"}},
+		{"timeout", []string{"health-check-interval", "1s", "health-check-timeout", "2s"}, []string{"health-check-timeout", "2s", "interval"}},
 		{"thresholds", []string{"health-check-healthy-threshold", "0", "health-check-unhealthy-threshold", "101"},
 			[]string{"health-check-healthy-threshold", "health-check-unhealthy-threshold", "1 to 100"}},
 	} {

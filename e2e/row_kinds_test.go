@@ -51,7 +51,7 @@ func otherKinds(t *testing.T, s *stage) {
 		svc.Spec.ClusterIP, svc.Spec.ClusterIPs = "", nil
 		svc.Spec.Ports[0].NodePort = 0
 	})
-	from.shutOut(t, "tcp", o.at(80))
+	from.unanswered(t, "tcp", o.at(80))
 	for _, o := range []*served{plain, o} {
 		eventually(t, 10*time.Second, func() error {
 			svc := o.get(t)
@@ -108,7 +108,7 @@ func classChanges(t *testing.T, s *stage) {
 		svc.Spec.Ports[0].NodePort = 0
 	})
 	eventually(t, 20*time.Second, owners())
-	from.shutOut(t, "tcp", o.at(80))
+	from.unanswered(t, "tcp", o.at(80))
 	if svc := o.get(t); len(svc.Status.Conditions) != 0 || svc.Annotations["eclusa.io/assigned-addresses"] != "" {
 		t.Errorf("conditions %v and annotations %v are left on a Service that is ours no more", svc.Status.Conditions, svc.Annotations)
 	}

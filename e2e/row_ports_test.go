@@ -86,7 +86,7 @@ func changes(t *testing.T, s *stage, from caller) {
 			}
 			return nil
 		})
-		from.shutOut(t, "tcp", o.at(81))
+		from.unanswered(t, "tcp", o.at(81))
 		o.change(t, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeLoadBalancer })
 		o.wait(t)
 		from.answers(t, "tcp", o.at(81))

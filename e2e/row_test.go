@@ -160,7 +160,13 @@ func (s *stage) serve(t *testing.T, name string, changes ...func(*corev1.Service
 // wait waits until the Service has addresses, and notes them.
 func (o *served) wait(t *testing.T) {
 	t.Helper()
-	o.addrs = o.addresses(t, o.ns, o.name)
+	eventually(t, 20*time.Second, func() (err error) {
+		svc := o.get(t)
+		if o.addrs, err = lab.Ingress(svc); err == nil && len(o.addrs) == 0 {
+			err = fmt.Errorf("service %q has no address yet, conditions %+v", o.name, svc.Status.Conditions)
+		}
+		return err
+	})
 }
 
 // at is the port on the first address.
