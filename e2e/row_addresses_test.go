@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -256,10 +257,13 @@ var sharingEntries = []entry{
 // singleAddress is a site with one public address for everything.
 func singleAddress(t *testing.T, s *stage) {
 	const only = "172.30.0.196"
-	s.pool(t, "e2e-single", map[string]any{"addresses": []any{only}, "autoAssign": false})
-	share := annotated("sharing-key", "site", "address-pool", "e2e-single")
+	s.pool(t, "e2e-single", map[string]any{"addresses": []any{only}, "autoAssign": false, "sharing": "Always"})
+	share := annotated("address-pool", "e2e-single")
 	web := s.serve(t, "web", share, ports("web 80/TCP http", "tls 443/TCP http"))
-	dns := s.serve(t, "dns", share, ports("dns 53/UDP udp-echo"))
+	// Of another namespace, with a stand-in for pods: nobody asks for a key.
+	dns := s.makeIn(t, s.ownNamespace(t), "dns", share, ports("dns 53/UDP udp-echo"), func(svc *corev1.Service) { svc.Spec.Selector = nil })
+	s.borrow(t, dns)
+	dns.wait(t)
 	echo := s.serve(t, "echo", share, ports("echo 7/TCP tcp-echo"))
 	from := outside.of(s)
 	for _, o := range []*served{web, dns, echo} {
@@ -270,12 +274,54 @@ func singleAddress(t *testing.T, s *stage) {
 	from.answers(t, "tcp", web.at(443))
 	from.answers(t, "udp", dns.at(53))
 	talk := echo.startTalk(t)
+	late := s.make(t, "late", share, ports("tls 443/TCP http", "more 444/TCP http"))
+	late.is(t, "AddressAssigned", "False", web.ns+"/"+web.name, "443")
+	// Who has the address and adds somebody else's port goes on with the others.
+	echo.change(t, ports("echo 7/TCP tcp-echo", "web 80/TCP http"))
+	eventually(t, 10*time.Second, func() error { return echo.portError(t, 80, "eclusa.io/PortInUse") })
+	echo.is(t, "Programmed", "True", web.ns+"/"+web.name, "80")
+	from.answers(t, "tcp", web.at(80))
 	web.remove(t)
+	from.answers(t, "tcp", echo.at(80))
+	echo.change(t, ports("echo 7/TCP tcp-echo"))
 	from.refused(t, "tcp", web.at(80))
 	from.answers(t, "udp", dns.at(53))
 	if err := talk.end(); err != nil {
 		t.Errorf("the connection to one Service broke with another on the same address: %v", err)
 	}
+}
+
+// borrow points a Service without a selector at the shared pods.
+func (s *stage) borrow(t *testing.T, o *served) {
+	t.Helper()
+	port := o.get(t).Spec.Ports[0]
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{GenerateName: o.name + "-", Labels: map[string]string{discoveryv1.LabelServiceName: o.name}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{s.inside.Addr4.String()}, NodeName: &s.Nodes[0].Name}},
+		Ports:       []discoveryv1.EndpointPort{{Name: &port.Name, Protocol: &port.Protocol, Port: ptr(int32(7001))}},
+	}
+	if _, err := s.kube.DiscoveryV1().EndpointSlices(o.ns).Create(t.Context(), slice, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// portError returns an error unless the status says this of a port, and of others
+// that they are well.
+func (o *served) portError(t *testing.T, port int32, want string) error {
+	t.Helper()
+	in := o.get(t).Status.LoadBalancer.Ingress
+	for _, i := range in {
+		for _, p := range i.Ports {
+			if has := p.Error != nil && *p.Error == want; has != (p.Port == port) {
+				return fmt.Errorf("the status says of ports %+v, want %q of %d only", i.Ports, want, port)
+			}
+		}
+	}
+	if len(in) == 0 || len(in[0].Ports) == 0 {
+		return fmt.Errorf("the status %+v says nothing of ports, want %q of %d", in, want, port)
+	}
+	return nil
 }
 
 func notShared(t *testing.T, s *stage) {
@@ -290,7 +336,7 @@ func notShared(t *testing.T, s *stage) {
 	otherKey := s.make(t, "other-key", share("b"), ports("dns 53/UDP udp-echo"))
 	otherKey.is(t, "AddressAssigned", "False", first.ns+"/"+first.name)
 	noKey := s.make(t, "no-key", annotated("addresses", "172.30.0.250"), ports("dns 53/UDP udp-echo"))
-	noKey.is(t, "AddressAssigned", "False", first.ns+"/"+first.name, "sharing-key")
+	noKey.is(t, "AddressAssigned", "False", first.ns+"/"+first.name, "share")
 	from.answers(t, "tcp", first.at(80))
 }
 

@@ -78,8 +78,8 @@ func noCheck(t *testing.T, s *stage) {
 	if check, on := o.probed(t); len(on) > 0 && check != "" && string(check) != "none" {
 		t.Errorf("check %q on %v, want none", check, on)
 	}
-	if m := o.shown(t).Members; m.Up != len(s.Nodes) {
-		t.Errorf("members %+v, want all %d up", m, len(s.Nodes))
+	if m := o.shown(t).Members; m.Total != len(s.Nodes) || m.Down+m.Draining > 0 {
+		t.Errorf("members %+v, want %d, none of them down or draining", m, len(s.Nodes))
 	}
 	o.explained(t, "none")
 }
@@ -210,18 +210,41 @@ func weights(t *testing.T, s *stage) {
 		s.untilServing(t, o.at(80), n.Name)
 	}
 	s.patchNode(t, heavy, `{"metadata":{"annotations":{"eclusa.io/weight":"3"}}}`)
-	for _, algorithm := range []string{"round-robin", "random-two-choices"} {
-		o.change(t, annotated("algorithm", algorithm))
-		eventually(t, 20*time.Second, func() error {
-			counts := outside.of(s).counted(t, o, 100)
-			// A quarter is 25; 40 of 100 is far beyond chance with equal weights, too.
-			if n := counts[light.Name]; n < 10 || n > 38 {
-				return fmt.Errorf("%s: %v of 100 connections, want a quarter on %s", algorithm, counts, light.Name)
-			}
-			t.Logf("%s with weights 3 and 1: %v", algorithm, counts)
-			return nil
-		})
+	quarter := func(what string, counts map[string]int, of int) error {
+		if n := counts[light.Name]; n < of/10 || n > of*4/10 {
+			return fmt.Errorf("%s: %v of %d connections, want a quarter on %s", what, counts, of, light.Name)
+		}
+		t.Logf("%s with weights 3 and 1: %v", what, counts)
+		return nil
 	}
+	eventually(t, 20*time.Second, func() error { return quarter("round-robin", outside.of(s).counted(t, o, 100), 100) })
+	nodes := s.nodesOfPods(t, s.ns)
+	for _, algorithm := range []string{"least-connections", "random-two-choices"} {
+		// These look at what is open.
+		o := s.serve(t, algorithm, local, ports("echo 7/TCP tcp-echo"), annotated("algorithm", algorithm))
+		outside.of(s).quiet(t, o)
+		counts := map[string]int{}
+		for range 40 {
+			counts[nodes[o.startTalk(t).pod]]++
+		}
+		if err := quarter(algorithm, counts, 40); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// nodesOfPods says where each pod of the namespace is.
+func (c *cluster) nodesOfPods(t *testing.T, ns string) map[string]string {
+	t.Helper()
+	pods, err := c.kube.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes := map[string]string{}
+	for _, p := range pods.Items {
+		nodes[p.Name] = p.Spec.NodeName
+	}
+	return nodes
 }
 
 var algorithmEntries = []entry{

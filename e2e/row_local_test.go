@@ -41,13 +41,14 @@ func localNodes(t *testing.T, s *stage, from caller) {
 			t.Errorf("%s: answered on %q, %v; want %s only", a, got, err, node.Name)
 		}
 	}
-	check, on := o.probed(t)
-	if want := fmt.Sprintf("http:%d/healthz", o.get(t).Spec.HealthCheckNodePort); string(check) != want {
-		t.Errorf("the check is %q, want %q", check, want)
-	}
-	if len(on) != 1 || on[node.Name] != healthcheck.Up {
-		t.Errorf("nodes probed: %v, want %s alone, and up", on, node.Name)
-	}
+	want := fmt.Sprintf("http:%d/healthz", o.get(t).Spec.HealthCheckNodePort)
+	eventually(t, 10*time.Second, func() error {
+		check, on := o.probed(t)
+		if string(check) != want || len(on) != 1 || on[node.Name] != healthcheck.Up {
+			return fmt.Errorf("check %q finds %v, want %q to find %s alone, and up", check, on, want, node.Name)
+		}
+		return nil
+	})
 
 	if err := s.scale(t, ns, "web", 0); err != nil {
 		t.Fatal(err)
@@ -57,9 +58,12 @@ func localNodes(t *testing.T, s *stage, from caller) {
 			from.refused(t, protocol, netip.AddrPortFrom(a, 80))
 		}
 	}
-	if _, on := o.probed(t); len(on) != 0 {
-		t.Errorf("nodes probed without any endpoint: %v", on)
-	}
+	eventually(t, 10*time.Second, func() error {
+		if _, on := o.probed(t); len(on) != 0 {
+			return fmt.Errorf("nodes probed without any endpoint: %v", on)
+		}
+		return nil
+	})
 }
 
 func (s *stage) scale(t *testing.T, ns, name string, n int) error {

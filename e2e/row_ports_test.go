@@ -130,10 +130,13 @@ func manyPorts(t *testing.T, s *stage, from caller) {
 // What cannot be served is said, and the rest is served.
 func sctpBesideTCP(t *testing.T, s *stage) {
 	o := s.make(t, "", ports("web 80/TCP http", "sig 3868/SCTP 3868"))
-	o.is(t, "Programmed", "False", "sctp")
-	o.warns(t, "sctp")
 	o.wait(t)
 	outside.of(s).answers(t, "tcp", o.at(80))
+	o.is(t, "Programmed", "True", "3868", "sctp")
+	o.warns(t, "3868", "sctp")
+	eventually(t, 10*time.Second, func() error { return o.portError(t, 3868, "eclusa.io/Unsupported") })
+	alone := s.make(t, "alone", ports("sig 3868/SCTP 3868"))
+	alone.is(t, "Programmed", "False", "sctp")
 }
 
 // A session is a UDP socket that keeps talking.
