@@ -35,7 +35,7 @@ func entries() []entry {
 	for _, part := range [][]entry{
 		endpointEntries, portEntries, sourceEntries, affinityEntries, localEntries, proxyEntries, familyEntries,
 		addressEntries, sharingEntries, kindEntries, checkEntries, nodeEntries, algorithmEntries, limitEntries,
-		classEntries, refusalEntries,
+		classEntries, refusalEntries, pageEntries,
 	} {
 		all = append(all, part...)
 	}
