@@ -92,8 +92,8 @@ func localMoves(t *testing.T, s *stage) {
 	o.wait(t)
 	from := outside.of(s)
 	from.answers(t, "tcp", o.at(80))
-	for i := range 2 {
-		to := s.Nodes[1-i].Name
+	for i := range 2 * rolls(t) {
+		to := s.Nodes[1-i%2].Name
 		load := startLoad(t.Context(), s.client, o.at(80), 100)
 		patch := fmt.Appendf(nil, `{"spec":{"template":{"spec":{"nodeSelector":{%q:%q}}}}}`, corev1.LabelHostname, to)
 		if _, err := s.kube.AppsV1().Deployments(ns).Patch(t.Context(), "web", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
