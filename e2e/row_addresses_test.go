@@ -10,7 +10,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -262,7 +261,7 @@ func singleAddress(t *testing.T, s *stage) {
 	web := s.serve(t, "web", share, ports("web 80/TCP http", "tls 443/TCP http"))
 	// Of another namespace, with a stand-in for pods: nobody asks for a key.
 	dns := s.makeIn(t, s.ownNamespace(t), "dns", share, ports("dns 53/UDP udp-echo"), func(svc *corev1.Service) { svc.Spec.Selector = nil })
-	s.borrow(t, dns)
+	dns.endpoint(t, s.inside.Addr4, s.Nodes[0], 7001)
 	dns.wait(t)
 	echo := s.serve(t, "echo", share, ports("echo 7/TCP tcp-echo"))
 	from := outside.of(s)
@@ -288,21 +287,6 @@ func singleAddress(t *testing.T, s *stage) {
 	from.answers(t, "udp", dns.at(53))
 	if err := talk.end(); err != nil {
 		t.Errorf("the connection to one Service broke with another on the same address: %v", err)
-	}
-}
-
-// borrow points a Service without a selector at the shared pods.
-func (s *stage) borrow(t *testing.T, o *served) {
-	t.Helper()
-	port := o.get(t).Spec.Ports[0]
-	slice := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{GenerateName: o.name + "-", Labels: map[string]string{discoveryv1.LabelServiceName: o.name}},
-		AddressType: discoveryv1.AddressTypeIPv4,
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{s.inside.Addr4.String()}, NodeName: &s.Nodes[0].Name}},
-		Ports:       []discoveryv1.EndpointPort{{Name: &port.Name, Protocol: &port.Protocol, Port: ptr(int32(7001))}},
-	}
-	if _, err := s.kube.DiscoveryV1().EndpointSlices(o.ns).Create(t.Context(), slice, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -125,32 +125,36 @@ func (s *stage) standIn(t *testing.T, name string, node *lab.Node, target uint16
 		svc.Spec.Selector = nil
 		dualStack(svc)
 	}}, changes...)...)
-	for family, addr := range map[discoveryv1.AddressType]netip.Addr{discoveryv1.AddressTypeIPv4: node.Addr4, discoveryv1.AddressTypeIPv6: node.Addr6} {
-		slice := &discoveryv1.EndpointSlice{
-			ObjectMeta:  metav1.ObjectMeta{GenerateName: o.name + "-", Labels: map[string]string{discoveryv1.LabelServiceName: o.name}},
-			AddressType: family,
-			Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{addr.String()}, NodeName: &node.Name}},
-		}
-		for _, p := range o.get(t).Spec.Ports {
-			to := int32(target)
-			if p.TargetPort.Type == intstr.Int && p.TargetPort.IntVal != p.Port {
-				to = p.TargetPort.IntVal
-			}
-			slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: &to})
-		}
-		if _, err := s.kube.DiscoveryV1().EndpointSlices(o.ns).Create(t.Context(), slice, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
+	for _, addr := range []netip.Addr{node.Addr4, node.Addr6} {
+		o.endpoint(t, addr, node, target)
 	}
 	o.wait(t)
 	return o
 }
 
-// within runs f with a context of its own that ends with the test.
-func within(t *testing.T, limit time.Duration) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
+// endpoint gives a Service without a selector an endpoint: for the ports whose
+// target is their own number on the port target, for others on theirs.
+func (o *served) endpoint(t *testing.T, addr netip.Addr, node *lab.Node, target uint16) {
+	t.Helper()
+	family := discoveryv1.AddressTypeIPv4
+	if addr.Is6() {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{GenerateName: o.name + "-", Labels: map[string]string{discoveryv1.LabelServiceName: o.name}},
+		AddressType: family,
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{addr.String()}, NodeName: &node.Name}},
+	}
+	for _, p := range o.get(t).Spec.Ports {
+		to := int32(target)
+		if p.TargetPort.Type == intstr.Int && p.TargetPort.IntVal != p.Port {
+			to = p.TargetPort.IntVal
+		}
+		slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: &p.Name, Protocol: &p.Protocol, Port: &to})
+	}
+	if _, err := o.kube.DiscoveryV1().EndpointSlices(o.ns).Create(t.Context(), slice, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // sameNode asks n times and wants answers of one node only, which it returns.

@@ -28,6 +28,14 @@ func noNodePorts(t *testing.T, s *stage) {
 	if in := o.get(t).Status.LoadBalancer.Ingress; len(in) > 0 {
 		t.Errorf("the Service has ingress %v, though nobody is served there", in)
 	}
+	part := s.serve(t, "part", ports("web 80/TCP http", "more 81/TCP http"), func(svc *corev1.Service) {
+		svc.Spec.AllocateLoadBalancerNodePorts = ptr(false)
+		svc.Spec.Ports[0].NodePort = 32761
+	})
+	outside.of(s).answers(t, "tcp", part.at(80))
+	outside.of(s).refused(t, "tcp", part.at(81))
+	part.is(t, "Programmed", "True", "81", "node port")
+	eventually(t, 10*time.Second, func() error { return part.portError(t, 81, "eclusa.io/NoNodePort") })
 	o.change(t, func(svc *corev1.Service) { svc.Spec.AllocateLoadBalancerNodePorts = ptr(true) })
 	o.wait(t)
 	outside.of(s).answers(t, "tcp", o.at(80))

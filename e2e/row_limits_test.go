@@ -6,11 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/eclusa-lb/eclusa/lab"
 )
 
 var limitEntries = []entry{
@@ -125,13 +131,27 @@ func maxConnectionsEntry(t *testing.T, s *stage) {
 	from.answers(t, "tcp", o.at(80))
 }
 
-// connectTimeout has an endpoint that nobody answers at: the edge gives up after
-// its timeout, and the client learns that soon.
+// connectTimeout has an endpoint that nobody answers at: the edge gives up each
+// attempt after the timeout, and the client soon learns that there is nobody.
 func connectTimeout(t *testing.T, s *stage) {
-	o := s.serve(t, "", annotated("connect-timeout", "300ms"))
-	o.is(t, "Programmed", metav1.ConditionTrue)
-	outside.of(s).answers(t, "tcp", o.at(80))
-	o.explained(t, "connect", "300ms", "eclusa.io/connect-timeout")
+	o := s.make(t, "", func(svc *corev1.Service) { svc.Spec.Selector = nil }, annotated("connect-timeout", "100ms"))
+	o.endpoint(t, netip.MustParseAddr("172.30.0.99"), s.Nodes[0], 80)
+	o.wait(t)
+	o.explained(t, "connect timeout 100ms", "eclusa.io/connect-timeout")
+	eventually(t, 10*time.Second, func() error {
+		begun := time.Now()
+		_, err := outside.of(s).get(t.Context(), o.at(80))
+		took := time.Since(begun)
+		switch {
+		case err == nil:
+			return errors.New("an endpoint that does not exist answers")
+		case took < 100*time.Millisecond:
+			return fmt.Errorf("failed after %s already: %w", took, err)
+		case took > time.Second:
+			return fmt.Errorf("failed only after %s: %w", took, err)
+		}
+		return nil
+	})
 }
 
 func explainedLimits(t *testing.T, s *stage) {
@@ -156,6 +176,7 @@ func badLimits(t *testing.T, s *stage) {
 
 var refusalEntries = []entry{
 	{section: "Annotations", name: "an unknown one is told with the nearest known", run: unknownAnnotation},
+	{section: "Annotations", name: "a plan tells the same before anything is applied", run: planned},
 }
 
 func unknownAnnotation(t *testing.T, s *stage) {
@@ -173,4 +194,26 @@ func unknownAnnotation(t *testing.T, s *stage) {
 		}
 		return nil
 	})
+}
+
+// planned asks what would become of a Service, and then looks.
+func planned(t *testing.T, s *stage) {
+	svc := lab.Service(s.ns, s.title)
+	svc.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}
+	svc.Spec.Selector = map[string]string{"app": "web"}
+	annotated("algoritm", "source-hash", "idle-timeout", "1ms", "health-check-interval", "soon")(svc)
+	manifest, err := yaml.Marshal(svc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "service.yaml")
+	if err := os.WriteFile(file, manifest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	words := []string{"eclusa.io/algoritm", "did you mean eclusa.io/algorithm?", "eclusa.io/idle-timeout", "1ms", "eclusa.io/health-check-interval", "soon"}
+	stdout, stderr, _ := s.plugin.run(t, "plan", "-f", file)
+	wantWords(t, "the plan", stdout+stderr, words)
+	o := s.make(t, "", func(o *corev1.Service) { o.Annotations = svc.Annotations })
+	o.warns(t, words...)
+	o.is(t, "Programmed", metav1.ConditionTrue, words...)
 }
