@@ -46,9 +46,7 @@ func membersComeAndGo(t *testing.T, s *stage, guest func(int) netip.Addr, six bo
 	const timeout = 6 * time.Second
 	o := s.serve(t, "", dualStack, local, affinity(int32(timeout/time.Second)), annotated("node-selector", label+"=yes"))
 	at := o.of(t, six, 80)
-	for _, n := range s.Nodes {
-		s.untilServing(t, at, n.Name)
-	}
+	o.untilAll(t)
 	first := s.everyGuest(t, guest, "tcp", at, 4)
 	for _, n := range s.Nodes {
 		if !slices.Contains(first, n.Name) {
@@ -103,9 +101,7 @@ func (s *stage) everyGuest(t *testing.T, guest func(int) netip.Addr, network str
 
 func affinityOverUDP(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, affinity(600), ports("dns 53/UDP udp-echo"))
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(53), n.Name)
-	}
+	o.untilAll(t)
 	s.everyGuest(t, guest, "udp", o.at(53), 3)
 }
 
@@ -113,9 +109,7 @@ func affinityOverUDP(t *testing.T, s *stage) {
 func affinitySwitches(t *testing.T, s *stage) {
 	o := s.serve(t, "", local)
 	from := outside.of(s)
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(80), n.Name)
-	}
+	o.untilAll(t)
 	sticks := func() error {
 		_, err := from.sameNode(t.Context(), "tcp", o.at(80), 8)
 		return err
@@ -138,9 +132,7 @@ func affinitySwitches(t *testing.T, s *stage) {
 
 func affinityFromPod(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, affinity(600))
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(80), n.Name)
-	}
+	o.untilAll(t)
 	if _, err := inside.of(s).sameNode(t.Context(), "tcp", o.at(80), 10); err != nil {
 		t.Error(err)
 	}

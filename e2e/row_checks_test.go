@@ -132,8 +132,7 @@ func leaves(t *testing.T, s *stage, out, back func(*lab.Node)) {
 	o := s.serve(t, "", local, ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("drain-timeout", "1m"))
 	from := outside.of(s)
 	victim, other := s.Nodes[0], s.Nodes[1]
-	s.untilServing(t, o.at(80), victim.Name)
-	s.untilServing(t, o.at(80), other.Name)
+	o.untilAll(t)
 	talks := []*talk{from.talk(t, o.at(7)), from.talk(t, o.at(7))}
 	out(victim)
 	eventually(t, 10*time.Second, func() error {
@@ -158,9 +157,7 @@ func cordoned(t *testing.T, s *stage) {
 	s.patchNode(t, s.Nodes[0], `{"spec":{"unschedulable":true}}`)
 	// The Service made after it is served: by then the cordon was seen.
 	s.serve(t, "later")
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(80), n.Name)
-	}
+	o.untilAll(t)
 	if err := o.members(t, len(s.Nodes)); err != nil {
 		t.Error(err)
 	}
@@ -206,9 +203,7 @@ func weights(t *testing.T, s *stage) {
 	o := s.serve(t, "", local)
 	heavy, light := s.Nodes[0], s.Nodes[1]
 	t.Cleanup(func() { s.patchNode(t, heavy, `{"metadata":{"annotations":{"eclusa.io/weight":null}}}`) })
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(80), n.Name)
-	}
+	o.untilAll(t)
 	s.patchNode(t, heavy, `{"metadata":{"annotations":{"eclusa.io/weight":"3"}}}`)
 	quarter := func(what string, counts map[string]int, of int) error {
 		if n := counts[light.Name]; n < of/10 || n > of*4/10 {
@@ -259,9 +254,7 @@ func algorithms(t *testing.T, s *stage) {
 		least, most int // of 40
 	}{{"round-robin", 18, 22}, {"least-connections", 8, 32}, {"random-two-choices", 8, 32}} {
 		o := s.serve(t, c.name, local, annotated("algorithm", c.name))
-		for _, n := range s.Nodes {
-			s.untilServing(t, o.at(80), n.Name)
-		}
+		o.untilAll(t)
 		o.is(t, "Programmed", metav1.ConditionTrue)
 		counts := outside.of(s).counted(t, o, 40)
 		t.Logf("%s: %v", c.name, counts)
@@ -277,9 +270,7 @@ func algorithms(t *testing.T, s *stage) {
 
 func sourceHash(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, annotated("algorithm", "source-hash"))
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(80), n.Name)
-	}
+	o.untilAll(t)
 	nodes := s.everyGuest(t, guest, "tcp", o.at(80), 3)
 	for _, n := range s.Nodes {
 		if !slices.Contains(nodes, n.Name) {
@@ -292,9 +283,7 @@ func sourceHash(t *testing.T, s *stage) {
 func leastConnections(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("algorithm", "least-connections"))
 	from := outside.of(s)
-	for _, n := range s.Nodes {
-		s.untilServing(t, o.at(80), n.Name)
-	}
+	o.untilAll(t)
 	byPod := map[string]int{}
 	for range 8 {
 		byPod[from.talk(t, o.at(7)).pod]++

@@ -73,6 +73,13 @@ func (o *served) members(t *testing.T, want int) error {
 	return nil
 }
 
+// untilAll waits until all nodes take the Service's new connections, and kube-proxy
+// of each serves them.
+func (o *served) untilAll(t *testing.T) {
+	t.Helper()
+	eventually(t, 15*time.Second, func() error { return o.members(t, len(o.Nodes)) })
+}
+
 // probed are the nodes on which the edge runs the Service's health check, with
 // what it found there.
 func (o *served) probed(t *testing.T) (lb.CheckID, map[string]healthcheck.State) {

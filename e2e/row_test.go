@@ -85,8 +85,8 @@ var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 func (s *stage) forEntry(e entry) *stage {
 	own := *s
 	own.title = strings.Trim(notInNames.ReplaceAllString(strings.ToLower(e.name), "-"), "-")
-	if len(own.title) > 40 {
-		own.title = own.title[:40]
+	if len(own.title) > 30 {
+		own.title = own.title[:30]
 	}
 	// What is cut off may be all that tells two apart.
 	sum := fnv.New32a()
