@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,15 +26,14 @@ var limitEntries = []entry{
 	{section: "Timeouts and limits", name: "drain-timeout lets a removed port's connections go on for so long", run: drainTimeout},
 	{section: "Timeouts and limits", name: "max-connections refuses what is beyond", run: maxConnectionsEntry},
 	{section: "Timeouts and limits", name: "connect-timeout", run: connectTimeout},
+	{section: "Timeouts and limits", name: "on-unhealthy resets or keeps what is open to a dead node", alone: true, run: deadNode},
 	{section: "Timeouts and limits", name: "are explained with their origin", run: explainedLimits},
 	{section: "Timeouts and limits", name: "out of bounds are refused one by one", run: badLimits},
 }
 
 // quiet connects to the echo port and says nothing.
-func (c caller) quiet(t *testing.T, o *served) (net.Conn, *bufio.Reader) {
+func (c caller) quiet(t *testing.T, o *served) (conn net.Conn, r *bufio.Reader, pod string) {
 	t.Helper()
-	var conn net.Conn
-	var r *bufio.Reader
 	eventually(t, 15*time.Second, func() (err error) {
 		if conn, err = c.dial(t.Context(), "tcp", o.at(7)); err != nil {
 			return err
@@ -42,13 +42,13 @@ func (c caller) quiet(t *testing.T, o *served) (net.Conn, *bufio.Reader) {
 			return err
 		}
 		r = bufio.NewReader(conn)
-		if _, err = r.ReadString('\n'); err != nil {
+		if pod, err = r.ReadString('\n'); err != nil {
 			conn.Close()
 		}
 		return err
 	})
 	t.Cleanup(func() { conn.Close() })
-	return conn, r
+	return conn, r, strings.TrimSpace(pod)
 }
 
 // ended waits until the connection ends, and returns how long that took.
@@ -65,7 +65,7 @@ func ended(t *testing.T, r io.Reader) time.Duration {
 func idleTimeout(t *testing.T, s *stage) {
 	o := s.serve(t, "", ports("echo 7/TCP tcp-echo"), annotated("idle-timeout", "1s"))
 	busy := o.startTalk(t)
-	_, r := outside.of(s).quiet(t, o)
+	_, r, _ := outside.of(s).quiet(t, o)
 	took := ended(t, r)
 	if took < 800*time.Millisecond || took > 3*time.Second {
 		t.Errorf("a silent connection ended after %s, want a second", took)
@@ -152,6 +152,42 @@ func connectTimeout(t *testing.T, s *stage) {
 		}
 		return nil
 	})
+}
+
+// deadNode cuts a node off that has an open connection of each Service.
+func deadNode(t *testing.T, s *stage) {
+	victim := s.Nodes[1]
+	nodes := s.nodesOfPods(t, s.ns)
+	open := func(word string) (net.Conn, *bufio.Reader) {
+		o := s.serve(t, word, local, ports("echo 7/TCP tcp-echo"), annotated("on-unhealthy", word))
+		o.untilAll(t)
+		for range 10 {
+			conn, r, pod := outside.of(s).quiet(t, o)
+			if nodes[pod] == victim.Name {
+				return conn, r
+			}
+		}
+		t.Fatalf("none of ten connections went to %s", victim.Name)
+		return nil, nil
+	}
+	_, reset := open("reset")
+	kept, echo := open("drain")
+	died := s.cut(t, victim)
+	took := ended(t, reset)
+	t.Logf("reset %s after the node died", time.Since(died).Round(time.Millisecond))
+	if took > 8*time.Second {
+		t.Errorf("the connection to a dead node was reset after %s, want that within a few seconds", took)
+	}
+	s.heal(t, victim)
+	if err := kept.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(kept, "still here\n"); err != nil {
+		t.Errorf("the connection that was to be kept: %v", err)
+	}
+	if text, err := echo.ReadString('\n'); err != nil || text != "still here\n" {
+		t.Errorf("the connection that was to be kept: got %q, %v", text, err)
+	}
 }
 
 func explainedLimits(t *testing.T, s *stage) {
