@@ -217,7 +217,7 @@ func weights(t *testing.T, s *stage) {
 	for _, algorithm := range []string{"least-connections", "random-two-choices"} {
 		// These look at what is open.
 		o := s.serve(t, algorithm, local, ports("echo 7/TCP tcp-echo"), annotated("algorithm", algorithm))
-		outside.of(s).quiet(t, o)
+		o.untilAll(t)
 		counts := map[string]int{}
 		for range 40 {
 			counts[nodes[o.startTalk(t).pod]]++
