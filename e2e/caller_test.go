@@ -36,14 +36,14 @@ type direction struct {
 }
 
 var (
-	outside = direction{"from outside", func(s *stage) caller { return caller{host: s.client} }}
-	inside  = direction{"from a pod", func(s *stage) caller { return caller{host: s.inside} }}
+	fromOutside = direction{"from outside", func(s *stage) caller { return caller{host: s.client} }}
+	fromPod     = direction{"from a pod", func(s *stage) caller { return caller{host: s.inside} }}
 )
 
 // both makes an entry for each direction.
 func both(e entry, run func(*testing.T, *stage, caller)) []entry {
 	var all []entry
-	for _, d := range []direction{outside, inside} {
+	for _, d := range []direction{fromOutside, fromPod} {
 		one := e
 		one.name += " " + d.name
 		one.run = func(t *testing.T, s *stage) { run(t, s, d.of(s)) }

@@ -102,7 +102,7 @@ func familyMissing(t *testing.T, s *stage) {
 	if familiesOf(preferred.addrs) != "4" {
 		t.Errorf("addresses %v, want one of IPv4 only", preferred.addrs)
 	}
-	outside.of(s).answers(t, "tcp", preferred.at(80))
+	fromOutside.of(s).answers(t, "tcp", preferred.at(80))
 }
 
 var addressEntries = []entry{
@@ -116,7 +116,7 @@ var addressEntries = []entry{
 
 func addressMoves(t *testing.T, s *stage) {
 	o := s.serve(t, "", annotated("addresses", "172.30.0.245"))
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	before := o.at(80)
 	o.change(t, annotated("addresses", "172.30.0.246"))
@@ -147,10 +147,10 @@ func loadBalancerIP(t *testing.T, s *stage) {
 	if err := o.has(t, "172.30.0.247"); err != nil {
 		t.Error(err)
 	}
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 	o.change(t, func(svc *corev1.Service) { svc.Spec.LoadBalancerIP = "172.30.0.248" })
 	eventually(t, 10*time.Second, func() error { return o.has(t, "172.30.0.248") })
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 }
 
 func severalAddresses(t *testing.T, s *stage) {
@@ -160,7 +160,7 @@ func severalAddresses(t *testing.T, s *stage) {
 		if !slices.Contains(o.addrs, a) {
 			t.Errorf("addresses %v, want %s among them", o.addrs, a)
 		}
-		outside.of(s).answers(t, "tcp", netip.AddrPortFrom(a, 80))
+		fromOutside.of(s).answers(t, "tcp", netip.AddrPortFrom(a, 80))
 	}
 }
 
@@ -175,7 +175,7 @@ func namedPools(t *testing.T, s *stage) {
 	if !slices.Contains([]string{"172.30.0.192", "172.30.0.193"}, named.addrs[0].String()) {
 		t.Errorf("address %s is not of the pool that was named", named.addrs[0])
 	}
-	outside.of(s).answers(t, "tcp", named.at(80))
+	fromOutside.of(s).answers(t, "tcp", named.at(80))
 	plain := s.serve(t, "plain")
 	if a := plain.addrs[0]; a.Compare(netip.MustParseAddr("172.30.0.200")) < 0 {
 		t.Errorf("address %s was given unasked from a pool with autoAssign false", a)
@@ -185,7 +185,7 @@ func namedPools(t *testing.T, s *stage) {
 	public := func(svc *corev1.Service) { svc.Labels = map[string]string{"tier": "public"} }
 	stranger.change(t, public)
 	eventually(t, 10*time.Second, func() error { return stranger.has(t, "172.30.0.194") })
-	outside.of(s).answers(t, "tcp", stranger.at(80))
+	fromOutside.of(s).answers(t, "tcp", stranger.at(80))
 	elsewhere := s.makeIn(t, s.ownNamespace(t), "elsewhere", public, annotated("address-pool", "e2e-selected"))
 	elsewhere.is(t, "AddressAssigned", "False", "e2e-selected")
 }
@@ -219,7 +219,7 @@ func olderClaim(t *testing.T, s *stage) {
 	if err := first.has(t, contested); err != nil {
 		t.Fatal(err)
 	}
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	talk := s.serveEcho(t, "beside").startTalk(t)
 	second := s.make(t, "second", annotated("addresses", contested))
 	second.is(t, "AddressAssigned", "False", first.ns+"/"+first.name, contested)
@@ -245,7 +245,7 @@ func (s *stage) serveEcho(t *testing.T, name string) *served {
 
 func (o *served) startTalk(t *testing.T) *talk {
 	t.Helper()
-	return outside.of(o.stage).talk(t, o.at(7))
+	return fromOutside.of(o.stage).talk(t, o.at(7))
 }
 
 var sharingEntries = []entry{
@@ -264,7 +264,7 @@ func singleAddress(t *testing.T, s *stage) {
 	dns.endpoint(t, s.inside.Addr4, s.Nodes[0], 7001)
 	dns.wait(t)
 	echo := s.serve(t, "echo", share, ports("echo 7/TCP tcp-echo"))
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	for _, o := range []*served{web, dns, echo} {
 		if err := o.has(t, only); err != nil {
 			t.Error(err)
@@ -313,7 +313,7 @@ func notShared(t *testing.T, s *stage) {
 		return annotated("sharing-key", key, "addresses", "172.30.0.250")
 	}
 	first := s.serve(t, "first", share("a"))
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	from.answers(t, "tcp", first.at(80))
 	samePort := s.make(t, "same-port", share("a"))
 	samePort.is(t, "AddressAssigned", "False", first.ns+"/"+first.name, "80")

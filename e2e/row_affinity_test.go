@@ -108,7 +108,7 @@ func affinityOverUDP(t *testing.T, s *stage) {
 // Without affinity round robin sends the second connection elsewhere.
 func affinitySwitches(t *testing.T, s *stage) {
 	o := s.serve(t, "", local)
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	o.untilAll(t)
 	sticks := func() error {
 		_, err := from.sameNode(t.Context(), "tcp", o.at(80), 8)
@@ -133,7 +133,7 @@ func affinitySwitches(t *testing.T, s *stage) {
 func affinityFromPod(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, affinity(600))
 	o.untilAll(t)
-	if _, err := inside.of(s).sameNode(t.Context(), "tcp", o.at(80), 10); err != nil {
+	if _, err := fromPod.of(s).sameNode(t.Context(), "tcp", o.at(80), 10); err != nil {
 		t.Error(err)
 	}
 }

@@ -65,16 +65,16 @@ func failingCheck(t *testing.T, s *stage) {
 	bad := annotated("health-check-port", "traffic-port", "health-check-path", "/status?code=500")
 	open := s.serve(t, "cluster", bad)
 	open.is(t, "BackendsHealthy", metav1.ConditionFalse, "500")
-	outside.of(s).answers(t, "tcp", open.at(80))
+	fromOutside.of(s).answers(t, "tcp", open.at(80))
 	closed := s.serve(t, "local", bad, local)
 	closed.is(t, "BackendsHealthy", metav1.ConditionFalse)
-	outside.of(s).refused(t, "tcp", closed.at(80))
-	inside.of(s).refused(t, "tcp", closed.at(80))
+	fromOutside.of(s).refused(t, "tcp", closed.at(80))
+	fromPod.of(s).refused(t, "tcp", closed.at(80))
 }
 
 func noCheck(t *testing.T, s *stage) {
 	o := s.serve(t, "", annotated("health-check-protocol", "none"))
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 	if check, on := o.probed(t); len(on) > 0 && check != "" && string(check) != "none" {
 		t.Errorf("check %q on %v, want none", check, on)
 	}
@@ -106,7 +106,7 @@ func badChecks(t *testing.T, s *stage) {
 		if cond.Reason != "AnnotationsIgnored" {
 			t.Errorf("%s: reason %q, want AnnotationsIgnored", c.name, cond.Reason)
 		}
-		outside.of(s).answers(t, "tcp", o.at(80))
+		fromOutside.of(s).answers(t, "tcp", o.at(80))
 	}
 }
 
@@ -130,7 +130,7 @@ var nodeEntries = []entry{
 // elsewhere, the open one goes on.
 func leaves(t *testing.T, s *stage, out, back func(*lab.Node)) {
 	o := s.serve(t, "", local, ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("drain-timeout", "1m"))
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	victim, other := s.Nodes[0], s.Nodes[1]
 	o.untilAll(t)
 	talks := []*talk{from.talk(t, o.at(7)), from.talk(t, o.at(7))}
@@ -166,13 +166,13 @@ func cordoned(t *testing.T, s *stage) {
 func selected(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, annotated("node-selector", corev1.LabelHostname+"="+s.Nodes[1].Name))
 	at := o.at(80)
-	outside.of(s).answers(t, "tcp", at)
-	if node, err := outside.of(s).sameNode(t.Context(), "tcp", at, 10); err != nil || node != s.Nodes[1].Name {
+	fromOutside.of(s).answers(t, "tcp", at)
+	if node, err := fromOutside.of(s).sameNode(t.Context(), "tcp", at, 10); err != nil || node != s.Nodes[1].Name {
 		t.Errorf("answered on %q, %v; want %s only", node, err, s.Nodes[1].Name)
 	}
 	o.change(t, annotated("node-selector", corev1.LabelHostname+" in ("+s.Nodes[0].Name+")"))
 	eventually(t, 10*time.Second, func() error {
-		node, err := outside.of(s).sameNode(t.Context(), "tcp", at, 10)
+		node, err := fromOutside.of(s).sameNode(t.Context(), "tcp", at, 10)
 		if err == nil && node != s.Nodes[0].Name {
 			err = fmt.Errorf("answered on %s, want %s only", node, s.Nodes[0].Name)
 		}
@@ -182,7 +182,7 @@ func selected(t *testing.T, s *stage) {
 	bad.warns(t, "node-selector", "label selector")
 	nobody := s.serve(t, "nobody", annotated("node-selector", "no-such-label"))
 	nobody.is(t, "BackendsHealthy", metav1.ConditionFalse, "node")
-	outside.of(s).refused(t, "tcp", nobody.at(80))
+	fromOutside.of(s).refused(t, "tcp", nobody.at(80))
 }
 
 // counted makes n new connections and counts who answered.
@@ -212,7 +212,7 @@ func weights(t *testing.T, s *stage) {
 		t.Logf("%s with weights 3 and 1: %v", what, counts)
 		return nil
 	}
-	eventually(t, 20*time.Second, func() error { return quarter("round-robin", outside.of(s).counted(t, o, 100), 100) })
+	eventually(t, 20*time.Second, func() error { return quarter("round-robin", fromOutside.of(s).counted(t, o, 100), 100) })
 	nodes := s.nodesOfPods(t, s.ns)
 	for _, algorithm := range []string{"least-connections", "random-two-choices"} {
 		// These look at what is open.
@@ -256,7 +256,7 @@ func algorithms(t *testing.T, s *stage) {
 		o := s.serve(t, c.name, local, annotated("algorithm", c.name))
 		o.untilAll(t)
 		o.is(t, "Programmed", metav1.ConditionTrue)
-		counts := outside.of(s).counted(t, o, 40)
+		counts := fromOutside.of(s).counted(t, o, 40)
 		t.Logf("%s: %v", c.name, counts)
 		for _, n := range s.Nodes {
 			if got := counts[n.Name]; got < c.least || got > c.most {
@@ -282,7 +282,7 @@ func sourceHash(t *testing.T, s *stage) {
 // leastConnections holds connections open to one node only.
 func leastConnections(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("algorithm", "least-connections"))
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	o.untilAll(t)
 	byPod := map[string]int{}
 	for range 8 {

@@ -87,12 +87,12 @@ func notReadyEndpoints(t *testing.T, s *stage) {
 	}
 	o := s.makeIn(t, ns, "", func(s *corev1.Service) { s.Spec.PublishNotReadyAddresses = true })
 	o.wait(t)
-	outside.of(s).answers(t, "tcp", o.at(80))
-	inside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
+	fromPod.of(s).answers(t, "tcp", o.at(80))
 	o.is(t, "BackendsHealthy", "True")
 
 	o.change(t, func(s *corev1.Service) { s.Spec.PublishNotReadyAddresses = false })
-	outside.of(s).refused(t, "tcp", o.at(80))
+	fromOutside.of(s).refused(t, "tcp", o.at(80))
 	o.is(t, "BackendsHealthy", "False", "endpoint")
 }
 

@@ -30,15 +30,15 @@ func noNodePorts(t *testing.T, s *stage) {
 	}
 	part := s.serve(t, "part", ports("web 80/TCP http", "more 81/TCP http"), func(svc *corev1.Service) {
 		svc.Spec.AllocateLoadBalancerNodePorts = ptr(false)
-		svc.Spec.Ports[0].NodePort = 32761
+		svc.Spec.Ports[0].NodePort = 30000 + manyNodePorts - 3
 	})
-	outside.of(s).answers(t, "tcp", part.at(80))
-	outside.of(s).refused(t, "tcp", part.at(81))
+	fromOutside.of(s).answers(t, "tcp", part.at(80))
+	fromOutside.of(s).refused(t, "tcp", part.at(81))
 	part.is(t, "Programmed", "True", "81", "node port")
 	eventually(t, 10*time.Second, func() error { return part.portError(t, 81, "eclusa.io/NoNodePort") })
 	o.change(t, func(svc *corev1.Service) { svc.Spec.AllocateLoadBalancerNodePorts = ptr(true) })
 	o.wait(t)
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 	o.is(t, "Programmed", "True")
 }
 
@@ -52,7 +52,7 @@ func otherKinds(t *testing.T, s *stage) {
 		svc.Spec.Type, svc.Spec.ClusterIP = corev1.ServiceTypeClusterIP, corev1.ClusterIPNone
 	})
 	o := s.serve(t, "")
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	o.change(t, func(svc *corev1.Service) {
 		svc.Spec.Type, svc.Spec.ExternalName = corev1.ServiceTypeExternalName, "example.com"
@@ -81,8 +81,8 @@ func externalIPs(t *testing.T, s *stage) {
 			t.Errorf("addresses %v: %s is not the load balancer's", o.addrs, foreign)
 		}
 	}
-	outside.of(s).answers(t, "tcp", o.at(80))
-	inside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
+	fromPod.of(s).answers(t, "tcp", o.at(80))
 }
 
 var classEntries = []entry{
@@ -93,7 +93,7 @@ var classEntries = []entry{
 // A Service has exactly one owner in the end.
 func classChanges(t *testing.T, s *stage) {
 	o := s.serve(t, "")
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	o.change(t, func(svc *corev1.Service) { svc.Spec.Type = corev1.ServiceTypeNodePort })
 	o.change(t, func(svc *corev1.Service) {
@@ -137,5 +137,5 @@ func foreignClass(t *testing.T, s *stage) {
 	// Recreated with the class taken away, it is ours.
 	foreign.remove(t)
 	again := s.serve(t, "foreign")
-	outside.of(s).answers(t, "tcp", again.at(80))
+	fromOutside.of(s).answers(t, "tcp", again.at(80))
 }

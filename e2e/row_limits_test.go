@@ -65,7 +65,7 @@ func ended(t *testing.T, r io.Reader) time.Duration {
 func idleTimeout(t *testing.T, s *stage) {
 	o := s.serve(t, "", ports("echo 7/TCP tcp-echo"), annotated("idle-timeout", "1s"))
 	busy := o.startTalk(t)
-	_, r, _ := outside.of(s).quiet(t, o)
+	_, r, _ := fromOutside.of(s).quiet(t, o)
 	took := ended(t, r)
 	if took < 800*time.Millisecond || took > 3*time.Second {
 		t.Errorf("a silent connection ended after %s, want a second", took)
@@ -78,7 +78,7 @@ func idleTimeout(t *testing.T, s *stage) {
 // udpIdleTimeout sees another session in another port of the edge.
 func udpIdleTimeout(t *testing.T, s *stage) {
 	o := s.serve(t, "", local, ports("dns 53/UDP udp-echo"), annotated("udp-idle-timeout", "1s"))
-	session := outside.of(s).session(t, o.at(53))
+	session := fromOutside.of(s).session(t, o.at(53))
 	for range 8 {
 		pause(t.Context(), 250*time.Millisecond)
 		session.same(t)
@@ -96,9 +96,9 @@ func udpIdleTimeout(t *testing.T, s *stage) {
 func drainTimeout(t *testing.T, s *stage) {
 	o := s.serve(t, "", ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("drain-timeout", "2s"))
 	talk := o.startTalk(t)
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 	o.change(t, ports("web 80/TCP http"))
-	outside.of(s).refused(t, "tcp", o.at(7))
+	fromOutside.of(s).refused(t, "tcp", o.at(7))
 	begun := time.Now()
 	select {
 	case err := <-talk.done:
@@ -111,12 +111,12 @@ func drainTimeout(t *testing.T, s *stage) {
 	if took := time.Since(begun); took < time.Second {
 		t.Errorf("the connection to the removed port ended after %s, want it to go on for two seconds", took)
 	}
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 }
 
 func maxConnectionsEntry(t *testing.T, s *stage) {
 	o := s.serve(t, "", ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("max-connections", "3"))
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	var talks []*talk
 	for range 3 {
@@ -140,7 +140,7 @@ func connectTimeout(t *testing.T, s *stage) {
 	o.explained(t, "connect timeout 100ms", "eclusa.io/connect-timeout")
 	eventually(t, 10*time.Second, func() error {
 		begun := time.Now()
-		_, err := outside.of(s).get(t.Context(), o.at(80))
+		_, err := fromOutside.of(s).get(t.Context(), o.at(80))
 		took := time.Since(begun)
 		switch {
 		case err == nil:
@@ -162,7 +162,7 @@ func deadNode(t *testing.T, s *stage) {
 		o := s.serve(t, word, local, ports("echo 7/TCP tcp-echo"), annotated("on-unhealthy", word))
 		o.untilAll(t)
 		for range 10 {
-			conn, r, pod := outside.of(s).quiet(t, o)
+			conn, r, pod := fromOutside.of(s).quiet(t, o)
 			if nodes[pod] == victim.Name {
 				return conn, r
 			}
@@ -207,7 +207,7 @@ func badLimits(t *testing.T, s *stage) {
 	o.warns(t, words...)
 	o.is(t, "Programmed", metav1.ConditionTrue, words...)
 	o.wait(t)
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 }
 
 var refusalEntries = []entry{
@@ -219,7 +219,7 @@ func unknownAnnotation(t *testing.T, s *stage) {
 	o := s.make(t, "", annotated("idle-timout", "5m", "nothing-of-the-kind", "x"))
 	o.warns(t, "eclusa.io/idle-timout", "did you mean eclusa.io/idle-timeout?", "eclusa.io/nothing-of-the-kind")
 	o.wait(t)
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 	o.change(t, func(svc *corev1.Service) {
 		delete(svc.Annotations, "eclusa.io/idle-timout")
 		delete(svc.Annotations, "eclusa.io/nothing-of-the-kind")

@@ -90,7 +90,7 @@ func localMoves(t *testing.T, s *stage) {
 	}
 	o := s.makeIn(t, ns, "", local)
 	o.wait(t)
-	from := outside.of(s)
+	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	for i := range 2 * rolls(t) {
 		to := s.Nodes[1-i%2].Name
@@ -130,7 +130,11 @@ func localMoves(t *testing.T, s *stage) {
 // From the start of the first of several rolling updates to the end of the last,
 // with new connections all the time: E2E_ROUNDS updates, one if it is not set.
 func TestFigureLocalRollingUpdates(t *testing.T) {
-	c := inLab(t)
+	take := inLab
+	if rolls(t) > 1 {
+		take = inLabAlone
+	}
+	c := take(t)
 	ns := c.namespace(t)
 	if err := c.Deploy(t.Context(), lasting(lab.Deployment(ns, "web", 2))); err != nil {
 		t.Fatal(err)

@@ -88,7 +88,7 @@ func pageExamples(t *testing.T, s *stage) {
 			}
 			return nil
 		})
-		outside.of(s).answersOrRefuses(t, o)
+		fromOutside.of(s).answersOrRefuses(t, o)
 	}
 }
 

@@ -55,7 +55,7 @@ func changes(t *testing.T, s *stage, from caller) {
 	next := before
 	eventually(t, 10*time.Second, func() error {
 		// Another Service may have the port.
-		next = 30000 + (next+7)%2700
+		next = 30000 + (next+7)%manyNodePorts
 		svc := o.get(t)
 		svc.Spec.Ports[0].NodePort = next
 		_, err := o.kube.CoreV1().Services(o.ns).Update(t.Context(), svc, updateOptions)
@@ -131,7 +131,7 @@ func manyPorts(t *testing.T, s *stage, from caller) {
 func sctpBesideTCP(t *testing.T, s *stage) {
 	o := s.make(t, "", ports("web 80/TCP http", "sig 3868/SCTP 3868"))
 	o.wait(t)
-	outside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 	o.is(t, "Programmed", "True", "3868", "sctp")
 	o.warns(t, "3868", "sctp")
 	eventually(t, 10*time.Second, func() error { return o.portError(t, 3868, "eclusa.io/Unsupported") })

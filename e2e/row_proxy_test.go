@@ -196,7 +196,7 @@ func silentProbes(t *testing.T, s *stage) {
 	t.Cleanup(func() { listener.Close() })
 	o := s.standIn(t, "", node, port, annotated("proxy-protocol", "v2", "health-check-protocol", "tcp", "health-check-interval", "200ms", "health-check-timeout", "200ms"))
 	eventually(t, 15*time.Second, func() error {
-		conn, err := outside.of(s).dial(t.Context(), "tcp", o.at(80))
+		conn, err := fromOutside.of(s).dial(t.Context(), "tcp", o.at(80))
 		if err == nil {
 			_, err = io.WriteString(conn, "hello")
 			conn.Close()
@@ -241,8 +241,8 @@ func record(l net.Listener, came chan<- string) {
 func proxyOverUDP(t *testing.T, s *stage) {
 	o := s.serve(t, "", ports("web 80/TCP http", "dns 53/UDP udp-echo"), annotated("proxy-protocol", "dns=v2"))
 	o.warns(t, "eclusa.io/proxy-protocol", "dns", "TCP")
-	outside.of(s).answers(t, "tcp", o.at(80))
-	outside.of(s).answers(t, "udp", o.at(53))
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
+	fromOutside.of(s).answers(t, "udp", o.at(53))
 }
 
 // With ipMode VIP, kube-proxy would send a pod's connection past the edge, without
@@ -256,7 +256,7 @@ func ipMode(t *testing.T, s *stage) {
 	}
 	for _, a := range o.addrs {
 		before := o.metric(t, "eclusa_edge_connections_total", "load_balancer", o.ns+"/"+o.name)
-		got := inside.of(s).answers(t, "tcp", netip.AddrPortFrom(a, 80))
+		got := fromPod.of(s).answers(t, "tcp", netip.AddrPortFrom(a, 80))
 		if client, err := netip.ParseAddrPort(got.client); err != nil || client.Addr() == s.inside.Addr4 || client.Addr() == s.inside.Addr6 {
 			t.Errorf("%s: the pod sees the other pod itself, %s; it did not come through the edge", a, got.client)
 		}

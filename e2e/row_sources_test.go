@@ -77,8 +77,8 @@ func everybody(t *testing.T, s *stage) {
 	o := s.serve(t, "", dualStack, ports("web 80/TCP http", "dns 80/UDP udp-echo"))
 	for _, a := range o.addrs {
 		for _, protocol := range protocols {
-			outside.of(s).answers(t, protocol, netip.AddrPortFrom(a, 80))
-			inside.of(s).answers(t, protocol, netip.AddrPortFrom(a, 80))
+			fromOutside.of(s).answers(t, protocol, netip.AddrPortFrom(a, 80))
+			fromPod.of(s).answers(t, protocol, netip.AddrPortFrom(a, 80))
 		}
 	}
 }
@@ -86,12 +86,12 @@ func everybody(t *testing.T, s *stage) {
 func oneFamily(t *testing.T, s *stage) {
 	o := s.serve(t, "", dualStack, ports("web 80/TCP http", "dns 80/UDP udp-echo"), ranges("0.0.0.0/0"))
 	for _, protocol := range protocols {
-		outside.of(s).answers(t, protocol, o.of(t, false, 80))
-		outside.of(s).shutOut(t, protocol, o.of(t, true, 80))
+		fromOutside.of(s).answers(t, protocol, o.of(t, false, 80))
+		fromOutside.of(s).shutOut(t, protocol, o.of(t, true, 80))
 	}
 	o.change(t, ranges("0.0.0.0/0", "::/0"))
 	for _, protocol := range protocols {
-		outside.of(s).answers(t, protocol, o.of(t, true, 80))
+		fromOutside.of(s).answers(t, protocol, o.of(t, true, 80))
 	}
 }
 
@@ -99,11 +99,11 @@ func oneFamily(t *testing.T, s *stage) {
 // addresses.
 func podSources(t *testing.T, s *stage) {
 	o := s.serve(t, "", dualStack, ports("web 80/TCP http", "dns 80/UDP udp-echo", "echo 7/TCP tcp-echo"), ranges(s.inside.Addr4.String()+"/32", s.inside.Addr6.String()+"/128"))
-	pod := inside.of(s)
+	pod := fromPod.of(s)
 	for _, six := range []bool{false, true} {
 		for _, protocol := range protocols {
 			pod.answers(t, protocol, o.of(t, six, 80))
-			outside.of(s).shutOut(t, protocol, o.of(t, six, 80))
+			fromOutside.of(s).shutOut(t, protocol, o.of(t, six, 80))
 		}
 	}
 	talk := pod.talk(t, o.at(7))

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -64,14 +65,18 @@ func TestEverythingAServiceCanSay(t *testing.T) {
 	c.guests(t)
 	all := entries()
 	t.Run("together", func(t *testing.T) {
+		// Not by t.Parallel, which counts other tests that wait for a lab too.
+		var g errgroup.Group
+		g.SetLimit(atOnce)
 		for _, e := range all {
 			if !e.alone {
-				t.Run(e.section+"/"+e.name, func(t *testing.T) {
-					t.Parallel()
-					e.run(t, shared.forEntry(e))
+				g.Go(func() error {
+					t.Run(e.section+"/"+e.name, func(t *testing.T) { e.run(t, shared.forEntry(e)) })
+					return nil
 				})
 			}
 		}
+		_ = g.Wait() // the tests tell
 	})
 	for _, e := range all {
 		if e.alone {

@@ -47,7 +47,7 @@ var (
 	descClaimsRefused   = desc("claims_refused_total", "Claims that were refused.", "cluster")
 	descSaved           = desc("state_saved", "Whether the configuration that is served is on the disk.", "cluster")
 	descSaveErrors      = desc("state_save_errors_total", "Tries to save the state that failed.", "cluster")
-	descSaveSeconds     = desc("state_save_seconds", "Time that the last save took.", "cluster")
+	descSaveSeconds     = desc("state_save_seconds", "Time that the last save took, or that the one under way takes by now if that is longer.", "cluster")
 
 	descReady          = desc("ready", "Whether the edge serves what it was told and has saved it; /readyz says why not.")
 	descApplyErrors    = desc("apply_errors_total", "Tables that the engine did not take.")
@@ -175,7 +175,7 @@ func (c *cluster) collect(s *sink, name string) {
 	s.counter(descClaimsRefused, c.stats.refusedClaims.Load(), name)
 	s.gauge(descSaved, truth(!c.unsaved.Load()), name)
 	s.counter(descSaveErrors, c.stats.saveErrors.Load(), name)
-	s.gauge(descSaveSeconds, c.stats.lastSave().Seconds(), name)
+	s.gauge(descSaveSeconds, c.stats.lastSave(c.now()).Seconds(), name)
 	revision, applied, refused := c.status.summary()
 	s.gauge(descAppliedRevision, float64(revision), name)
 	s.gauge(descLoadBalancers, float64(applied), name, "true")
