@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -191,7 +190,7 @@ func (c collector) collectChecks(s *sink, name lb.Cluster, checks map[lb.CheckID
 			}
 			m := checks[id][node]
 			labels := []string{string(name), string(id), string(node)}
-			s.gauge(descCheckUp, truth(m.State == healthcheck.Up), labels...)
+			s.gauge(descCheckUp, truth(m.State.Serves()), labels...)
 			s.gauge(descCheckState, 1, append(labels, m.State.String(), string(m.Reason))...)
 			if r, ok := c.e.checker.Result(targets[hint{name, id, node}]); ok && r.Latency > 0 {
 				s.gauge(descCheckLatency, r.Latency.Seconds(), labels...)

@@ -328,7 +328,7 @@ func (c *compilation) gatherChecks() {
 			}
 			check.Members[m.name] = a
 			// The scopes come in the order of their users, none last.
-			if _, known := check.Substitute[m.name]; !known && s.tcp.port != 0 {
+			if _, known := check.Substitute[m.name]; !known && s.tcp.port != 0 && s.check.Protocol != healthcheck.None {
 				check.Substitute[m.name] = s.tcp.port
 			}
 		}
@@ -379,7 +379,7 @@ func (r recipe) make(health Health) Group {
 	active := 0
 	for i, m := range r.members {
 		b := Backend{Node: m.name, Addr: m.at(r.id.Family), Weight: m.weight, Check: r.check.id}
-		b.State = m.state(health(r.id.Cluster, r.check.HealthCheck, m.name))
+		b.State = m.state(r.healthOf(m, health))
 		if b.State == Active {
 			active++
 		}
@@ -398,11 +398,18 @@ func (r recipe) make(health Health) Group {
 	return g
 }
 
+func (r recipe) healthOf(m *member, health Health) MemberHealth {
+	if r.check.Protocol == healthcheck.None {
+		return MemberHealth{State: healthcheck.Unchecked}
+	}
+	return health(r.id.Cluster, r.check.HealthCheck, m.name)
+}
+
 func (m *member) state(h MemberHealth) BackendState {
 	switch {
 	case h.State == healthcheck.Down && h.Dead:
 		return Dead
-	case h.State == healthcheck.Up && !m.draining:
+	case h.State.Serves() && !m.draining:
 		return Active
 	}
 	return Draining
