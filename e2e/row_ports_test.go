@@ -12,10 +12,10 @@ import (
 	"github.com/eclusa-lb/eclusa/lab"
 )
 
-var portEntries = append(append(append(
+var portEntries = append(append(
 	both(entry{section: "Ports and protocols", name: "ports come and go beside long connections"}, portsComeAndGo),
 	both(entry{section: "Changes", name: "of port, node port and type"}, changes)...),
-	both(entry{section: "Many ports", name: "1,200 on one Service", alone: true}, manyPorts)...),
+	entry{section: "Many ports", name: "1,200 on one Service, from outside and from a pod", alone: true, run: manyPorts},
 	entry{section: "SCTP", name: "is refused aloud beside a port that works", run: sctpBesideTCP})
 
 // Each port is a listener of its own, the same number over both protocols too.
@@ -108,7 +108,7 @@ func (o *served) onEdge(t *testing.T, nodePort int32) error {
 }
 
 // A Service may have more ports than an EndpointSlice usually has endpoints.
-func manyPorts(t *testing.T, s *stage, from caller) {
+func manyPorts(t *testing.T, s *stage) {
 	const count, first = 1200, 10001
 	begun := time.Now()
 	o := s.serve(t, "", func(s *corev1.Service) {
@@ -118,13 +118,14 @@ func manyPorts(t *testing.T, s *stage, from caller) {
 		}
 	})
 	for _, p := range []uint16{first, first + count/2, first + count - 1} {
-		from.answers(t, "tcp", o.at(p))
+		fromOutside.of(s).answers(t, "tcp", o.at(p))
+		fromPod.of(s).answers(t, "tcp", o.at(p))
 	}
 	t.Logf("%d ports served after %s", count, time.Since(begun).Round(time.Millisecond))
 	if got := len(o.shown(t).Listeners); got != count {
 		t.Errorf("the edge has %d listeners of the Service, want %d", got, count)
 	}
-	from.refused(t, "tcp", o.at(first-1))
+	fromOutside.of(s).refused(t, "tcp", o.at(first-1))
 }
 
 // What cannot be served is said, and the rest is served.
