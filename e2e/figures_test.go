@@ -83,3 +83,13 @@ func TestFigureDeadNode(t *testing.T) {
 		t.Errorf("worst %s, want %s at most", worst(took), deadNodeLimit)
 	}
 }
+
+// rolls is how many rolling updates are made: one in every run, as many as
+// E2E_ROUNDS says for the figures that are reported.
+func rolls(t *testing.T) int {
+	t.Helper()
+	if os.Getenv("E2E_ROUNDS") == "" {
+		return 1
+	}
+	return rounds(t)
+}

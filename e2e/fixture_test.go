@@ -63,9 +63,9 @@ const (
 	// than usual, since many tests wait for it.
 	lease = 6 * time.Second
 
-	// manyNodePorts are all node ports: many for Services, and few enough to be
-	// used up.
-	manyNodePorts = 500
+	// manyNodePorts are all node ports: many for Services, one with 1,200 ports among
+	// them, and few enough to be used up.
+	manyNodePorts = 1700
 )
 
 // inLab returns a lab that no other test uses meanwhile, while others run in

@@ -385,11 +385,15 @@ func (r recipe) make(health Health) Group {
 		}
 		g.Backends[i] = b
 	}
-	if active == 0 && r.failOpen && len(g.Backends) > 0 {
+	switch {
+	case active > 0 || len(g.Backends) == 0:
+	case r.failOpen:
 		g.FailingOpen = true
 		for i := range g.Backends {
 			g.Backends[i].State = Active
 		}
+	default:
+		r.lastResort(g.Backends, health)
 	}
 	return g
 }
@@ -409,4 +413,15 @@ func (m *member) state(h MemberHealth) BackendState {
 		return Active
 	}
 	return Draining
+}
+
+// lastResort gives new connections to those who answer and would rather have none.
+// With policy Local their last endpoints are ending and serve until then, while
+// the next node is not up yet: refusing would break what could be served.
+func (r recipe) lastResort(backends []Backend, health Health) {
+	for i, m := range r.members {
+		if !m.draining && health(r.id.Cluster, r.check.HealthCheck, m.name).State == healthcheck.Draining {
+			backends[i].State = Active
+		}
+	}
 }
