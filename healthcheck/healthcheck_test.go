@@ -43,7 +43,7 @@ func TestValidate(t *testing.T) {
 	}{
 		{"zero", Spec{}, nil},
 		{"path with escapes and query", Spec{Protocol: HTTP, Path: "/a%20b?c=d"}, nil},
-		{"unknown protocol", Spec{Protocol: "udp"}, []string{`protocol: "udp": must be tcp, http or https`}},
+		{"unknown protocol", Spec{Protocol: "udp"}, []string{`protocol: "udp": must be tcp, http, https, grpc or none`}},
 		{"tcp path", Spec{Protocol: TCP, Path: "/x"}, []string{`path: "/x": must be empty for protocol tcp`}},
 		{"relative path", Spec{Protocol: HTTP, Path: "x"}, []string{`path: "x": must begin with "/"`}},
 		{"second request line", Spec{Protocol: HTTP, Path: "/ HTTP/1.1\r\nX: y"}, []string{
@@ -53,7 +53,7 @@ func TestValidate(t *testing.T) {
 			"timeout: 101ms: must not be longer than the interval, 100ms",
 		}},
 		{"everything", Spec{"x", "/", 1, -1, -1, 101}, []string{
-			`protocol: "x": must be tcp, http or https`,
+			`protocol: "x": must be tcp, http, https, grpc or none`,
 			"interval: 1ns: must be from 100ms to 10m0s",
 			"timeout: -1ns: must be from 10ms to 30s",
 			"unhealthyThreshold: -1: must be from 1 to 100",

@@ -297,7 +297,7 @@ func (v *validation) healthCheck(h HealthCheck) {
 		field, detail, _ := strings.Cut(fault, ": ")
 		v.complain("healthCheck."+field, "%s", detail)
 	}
-	if h.Port == 0 {
+	if h.Port == 0 && h.Protocol != healthcheck.None {
 		v.complain("healthCheck.port", "0: must be from 1 to 65535")
 	}
 	v.oneOf("healthCheck.family", string(h.Family), "", string(IPv4), string(IPv6))

@@ -168,7 +168,7 @@ var validateTests = []struct {
 			l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: "smtp", Interval: 1, UnhealthyThreshold: -1}, Family: "ipv5"}
 		}),
 		[]string{
-			`loadBalancers["u"].healthCheck.protocol: "smtp": must be tcp, http or https`,
+			`loadBalancers["u"].healthCheck.protocol: "smtp": must be tcp, http, https, grpc or none`,
 			`loadBalancers["u"].healthCheck.interval: 1ns: must be from 100ms to 10m0s`,
 			`loadBalancers["u"].healthCheck.timeout: 1ns: must be from 10ms to 30s`,
 			`loadBalancers["u"].healthCheck.unhealthyThreshold: -1: must be from 1 to 100`,
