@@ -45,6 +45,8 @@ type simulation struct {
 	events  []string
 	wanted  map[string]Wanted
 	sick    map[lb.NodeName]healthcheck.State
+	// able is what edges can do besides what the fake can.
+	able []lb.Capability
 }
 
 func newSimulation(t *testing.T) *simulation {
@@ -201,17 +203,16 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 			Cursor: "1", Revision: w.Config.Revision, Durable: true,
 			LoadBalancers: map[lb.UID]lb.LoadBalancerStatus{}, Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{},
 		},
-		Withheld: map[lb.UID]lb.Problem{},
 	}
+	st.Info.Capabilities = append(slices.Clone(info.Capabilities), s.able...)
+	var config lb.Config
+	config, st.Withheld, st.Trimmed = fit(w.Config, st.Info)
+	st.Holds = config
 	wrong := map[lb.UID][]lb.Problem{}
-	for _, c := range w.Config.Validate() {
+	for _, c := range config.Validate() {
 		wrong[c.LoadBalancer] = append(wrong[c.LoadBalancer], c.Problem)
 	}
-	for uid, l := range w.Config.LoadBalancers {
-		if lacking := l.Lacking(info.Capabilities); len(lacking) > 0 {
-			st.Withheld[uid] = lb.Problem{Type: "unsupported", Detail: fmt.Sprintf("the edge lacks %v", lacking)}
-			continue
-		}
+	for uid, l := range config.LoadBalancers {
 		st.Status.LoadBalancers[uid] = lb.LoadBalancerStatus{Applied: len(wrong[uid]) == 0, Problems: wrong[uid]}
 		check := l.HealthCheck.ID()
 		if st.Status.Checks[check] == nil {

@@ -28,7 +28,7 @@ func (r *round) vouch() {
 	}
 	for _, s := range r.subjects { // the oldest first
 		for _, a := range doubtful[s] {
-			if !taken[a] && r.couldHave(s, a) {
+			if (!taken[a] || r.sharedByAll(a)) && r.couldHave(s, a) {
 				taken[a] = true
 				continue
 			}
@@ -42,6 +42,13 @@ func (r *round) vouch() {
 			r.note("address in the annotation "+string(AnnotationAssignedAddresses)+" is not the Service's and is ignored; only eclusa writes that annotation", nameOf(s.svc), a)
 		}
 	}
+}
+
+// sharedByAll says whether the address is of a pool whose addresses everybody may
+// share, so that a wish for it takes nothing from anybody.
+func (r *round) sharedByAll(a netip.Addr) bool {
+	p := poolOf(r.pools, a)
+	return p != nil && p.Shared
 }
 
 // speaksFor says whether anything but the annotation tells that the Service has

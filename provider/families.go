@@ -1,0 +1,87 @@
+package provider
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// findFamilies finds out of which families a Service is to have addresses: its own,
+// or those that it asks for by address where edges serve clients of one family by
+// nodes of the other.
+func (r *round) findFamilies(s *subject) {
+	t := s.translation
+	s.families, s.untranslated = t.Families, ""
+	if len(t.Families) != 1 || s.path == foreigns {
+		return
+	}
+	var families []lb.Family
+	for _, a := range t.Wishes.Addresses {
+		f := lb.FamilyOf(a)
+		families = append(families, f)
+		had := slices.ContainsFunc(s.held, func(h netip.Addr) bool { return lb.FamilyOf(h) == f })
+		if f == t.Families[0] || had {
+			continue
+		}
+		if edge := r.cannotTranslate(a); edge != "" {
+			s.untranslated = edge
+			return
+		}
+	}
+	if len(families) == 2 && families[0] != t.Families[0] {
+		slices.Reverse(families)
+	}
+	if len(families) > 0 && !slices.Equal(families, t.Families) {
+		s.families = families
+	}
+}
+
+// cannotTranslate returns an edge of the address's pool that is known not to serve
+// clients of one family by nodes of the other.
+func (r *round) cannotTranslate(a netip.Addr) string {
+	p := poolOf(r.pools, a)
+	if p == nil {
+		return ""
+	}
+	for _, name := range sortedNames(r.serving[p.Name]) {
+		info := r.Fleet[name].Info
+		if info.Schema != "" && !slices.Contains(info.Capabilities, lb.CapFamilyTranslation) {
+			return name
+		}
+	}
+	return ""
+}
+
+// otherFamily says what to do about a requested address of a family that the
+// Service is not of.
+func otherFamily(edge string) string {
+	if edge == "" {
+		return "; ask for an address of its family, or change spec.ipFamilyPolicy"
+	}
+	return fmt.Sprintf("; edge %q cannot serve clients of one family by nodes of the other (%s is not among status.capabilities): use an edge that can, or change spec.ipFamilyPolicy", edge, lb.CapFamilyTranslation)
+}
+
+// memberFamilies returns the families in which a Service's node ports are reached,
+// if clients of another family are to be served too, and nil otherwise: node ports
+// are open in the families of the Service, and nodes have addresses of some.
+func memberFamilies(own []lb.Family, nodes map[lb.Family]bool, addrs []netip.Addr) []lb.Family {
+	var usable []lb.Family
+	for _, f := range own {
+		if nodes[f] {
+			usable = append(usable, f)
+		}
+	}
+	if len(usable) == 0 {
+		usable = own
+	}
+	if !needsTranslation(usable, addrs) {
+		return nil
+	}
+	return usable
+}
+
+func needsTranslation(members []lb.Family, addrs []netip.Addr) bool {
+	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(members, lb.FamilyOf(a)) })
+}

@@ -1,0 +1,115 @@
+package provider
+
+import (
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
+)
+
+// ingressOf returns the addresses as the Service's status says them. Edges
+// terminate connections, so that inside the cluster, too, the addresses must be
+// reached through them. If a port is not served on an address, all ports of the
+// Service are told, that one with an error.
+func (s *subject) ingressOf(addrs []netip.Addr, broken map[netip.Addr][]UnservedPort) []v1.LoadBalancerIngress {
+	var ingress []v1.LoadBalancerIngress
+	for _, a := range addrs {
+		in := v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(v1.LoadBalancerIPModeProxy)}
+		if errors := broken[a]; len(errors) > 0 {
+			in.Ports = portStatuses(s.svc, errors)
+		}
+		ingress = append(ingress, in)
+	}
+	return ingress
+}
+
+func portStatuses(svc *v1.Service, errors []UnservedPort) []v1.PortStatus {
+	type key struct {
+		protocol v1.Protocol
+		port     int32
+	}
+	why := make(map[key]string, len(errors))
+	for _, u := range errors {
+		if k := (key{u.Protocol, u.Port}); why[k] == "" {
+			why[k] = u.Error
+		}
+	}
+	out := make([]v1.PortStatus, len(svc.Spec.Ports))
+	for i, p := range svc.Spec.Ports {
+		out[i] = v1.PortStatus{Port: p.Port, Protocol: protocolOf(p)}
+		if e := why[key{out[i].Protocol, p.Port}]; e != "" {
+			out[i].Error = ptr.To(Prefix + e)
+		}
+	}
+	return out
+}
+
+// unserved returns the ports that are served nowhere, while others are.
+func (s *subject) unserved() []UnservedPort {
+	t := s.good
+	if t == nil {
+		return nil
+	}
+	return slices.Concat(t.Unserved, s.grant.unserved)
+}
+
+func (s *subject) unservedTexts() []string {
+	var out []string
+	for _, u := range s.unserved() {
+		out = append(out, u.String())
+	}
+	return out
+}
+
+// brokenPorts returns, by address, the ports that are served nowhere or not by an
+// edge that has the address; nil if all is well.
+func (r *round) brokenPorts(s *subject, standings []standing) map[netip.Addr][]UnservedPort {
+	everywhere := s.unserved()
+	if s.built == nil || len(everywhere) == 0 && !slices.ContainsFunc(standings, func(st standing) bool { return len(st.listeners) > 0 }) {
+		return nil
+	}
+	out := make(map[netip.Addr][]UnservedPort, len(s.built.Addresses))
+	for i, a := range s.built.Addresses {
+		out[a] = slices.Clone(everywhere)
+		for _, st := range standings {
+			if !r.serving[s.built.pools[i]][st.edge] {
+				continue
+			}
+			for _, at := range slices.Sorted(maps.Keys(st.listeners)) {
+				p := st.listeners[at]
+				if at < len(s.built.Listeners) {
+					l := s.built.Listeners[at]
+					out[a] = append(out[a], UnservedPort{Protocol: v1.Protocol(strings.ToUpper(string(l.Protocol))), Port: int32(l.Port), Error: camelCase(p.Type)})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// camelCase makes of a problem's type what a port's error must look like.
+func camelCase(kind string) string {
+	var b strings.Builder
+	for word := range strings.SplitSeq(kind, "-") {
+		if word != "" {
+			b.WriteString(strings.ToUpper(word[:1]) + word[1:])
+		}
+	}
+	if b.Len() == 0 {
+		return "NotServed"
+	}
+	return b.String()
+}
+
+// textOf writes what a status is to tell, to be compared.
+func textOf(ingress []v1.LoadBalancerIngress) string {
+	data, err := json.Marshal(ingress)
+	if err != nil {
+		return "" // cannot happen
+	}
+	return string(data)
+}
