@@ -140,9 +140,7 @@ func (r *round) claimOf(s *subject, eligible map[string][]string) ipam.Claim {
 		Owner: string(s.uid), Name: t.LoadBalancer.Name, Time: s.svc.CreationTimestamp.Time,
 		Families: s.families, Held: s.held, HeldPorts: s.heldPorts, EligiblePools: r.eligible(s, eligible),
 	}
-	if t.Wishes.SharingKey != "" {
-		c.SharingKey = s.svc.Namespace + "/" + t.Wishes.SharingKey
-	}
+	c.SharingKey = sharingKey(s)
 	c.Ports = portKeys(t.LoadBalancer.Listeners)
 	if len(t.Refusals) > 0 && s.good != nil {
 		c.Ports = portKeys(s.good.LoadBalancer.Listeners) // with which it goes on

@@ -25,8 +25,7 @@ func (r *round) findFamilies(s *subject) {
 		if f == t.Families[0] || had {
 			continue
 		}
-		if edge := r.cannotTranslate(a); edge != "" {
-			s.untranslated = edge
+		if s.untranslated = r.cannotTranslate(a); s.untranslated != "" {
 			return
 		}
 	}
@@ -38,8 +37,9 @@ func (r *round) findFamilies(s *subject) {
 	}
 }
 
-// cannotTranslate returns an edge of the address's pool that is known not to serve
-// clients of one family by nodes of the other.
+// cannotTranslate returns what is in the way of serving clients of one family by
+// nodes of the other on the address: an edge of its pool that cannot, or of which it
+// is not known, since the Service must not leave what works for what may not.
 func (r *round) cannotTranslate(a netip.Addr) string {
 	p := poolOf(r.pools, a)
 	if p == nil {
@@ -47,8 +47,16 @@ func (r *round) cannotTranslate(a netip.Addr) string {
 	}
 	for _, name := range sortedNames(r.serving[p.Name]) {
 		info := r.Fleet[name].Info
-		if info.Schema != "" && !slices.Contains(info.Capabilities, lb.CapFamilyTranslation) {
-			return name
+		can := slices.Contains(info.Capabilities, lb.CapFamilyTranslation)
+		if info.Schema == "" { // not reached yet: what it could do before
+			can = slices.Contains(r.live[name].Status.Capabilities, string(lb.CapFamilyTranslation))
+		}
+		switch {
+		case can:
+		case info.Schema == "" && len(r.live[name].Status.Capabilities) == 0:
+			return fmt.Sprintf("edge %q was not reached yet, so that it is not known whether it can serve clients of one family by nodes of the other", name)
+		default:
+			return fmt.Sprintf("edge %q cannot serve clients of one family by nodes of the other (%s is not among status.capabilities): use an edge that can, or change spec.ipFamilyPolicy", name, lb.CapFamilyTranslation)
 		}
 	}
 	return ""
@@ -56,11 +64,11 @@ func (r *round) cannotTranslate(a netip.Addr) string {
 
 // otherFamily says what to do about a requested address of a family that the
 // Service is not of.
-func otherFamily(edge string) string {
-	if edge == "" {
+func otherFamily(untranslated string) string {
+	if untranslated == "" {
 		return "; ask for an address of its family, or change spec.ipFamilyPolicy"
 	}
-	return fmt.Sprintf("; edge %q cannot serve clients of one family by nodes of the other (%s is not among status.capabilities): use an edge that can, or change spec.ipFamilyPolicy", edge, lb.CapFamilyTranslation)
+	return "; " + untranslated
 }
 
 // memberFamilies returns the families in which a Service's node ports are reached,

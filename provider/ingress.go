@@ -2,6 +2,7 @@ package provider
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,8 +20,8 @@ func (s *subject) ingressOf(addrs []netip.Addr, broken map[netip.Addr][]Unserved
 	var ingress []v1.LoadBalancerIngress
 	for _, a := range addrs {
 		in := v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(v1.LoadBalancerIPModeProxy)}
-		if errors := broken[a]; len(errors) > 0 {
-			in.Ports = portStatuses(s.svc, errors)
+		if ports := portStatuses(s.svc, broken[a]); slices.ContainsFunc(ports, func(p v1.PortStatus) bool { return p.Error != nil }) {
+			in.Ports = ports
 		}
 		ingress = append(ingress, in)
 	}
@@ -28,6 +29,9 @@ func (s *subject) ingressOf(addrs []netip.Addr, broken map[netip.Addr][]Unserved
 }
 
 func portStatuses(svc *v1.Service, errors []UnservedPort) []v1.PortStatus {
+	if len(errors) == 0 {
+		return nil
+	}
 	type key struct {
 		protocol v1.Protocol
 		port     int32
@@ -57,10 +61,28 @@ func (s *subject) unserved() []UnservedPort {
 	return slices.Concat(t.Unserved, s.grant.unserved)
 }
 
+// unservedTexts says of each port why it is not served, once for all with the same
+// reason.
 func (s *subject) unservedTexts() []string {
-	var out []string
+	const shown = 8
+	ports := map[string][]string{}
+	var order []string
 	for _, u := range s.unserved() {
-		out = append(out, u.String())
+		if ports[u.Why] == nil {
+			order = append(order, u.Why)
+		}
+		ports[u.Why] = append(ports[u.Why], fmt.Sprintf("%d/%s", u.Port, strings.ToLower(string(u.Protocol))))
+	}
+	out := make([]string, len(order))
+	for i, why := range order {
+		all := ports[why]
+		text := "port " + all[0] + " is"
+		if n := len(all); n > shown {
+			text = fmt.Sprintf("ports %s and %d more are", strings.Join(all[:shown], ", "), n-shown)
+		} else if n > 1 {
+			text = "ports " + strings.Join(all, ", ") + " are"
+		}
+		out[i] = text + " not served: " + why
 	}
 	return out
 }
@@ -69,7 +91,12 @@ func (s *subject) unservedTexts() []string {
 // edge that has the address; nil if all is well.
 func (r *round) brokenPorts(s *subject, standings []standing) map[netip.Addr][]UnservedPort {
 	everywhere := s.unserved()
-	if s.built == nil || len(everywhere) == 0 && !slices.ContainsFunc(standings, func(st standing) bool { return len(st.listeners) > 0 }) {
+	if s.built == nil {
+		return nil
+	}
+	ofEdges := slices.ContainsFunc(standings, func(st standing) bool { return len(st.listeners) > 0 })
+	unheard := slices.ContainsFunc(standings, func(st standing) bool { return !st.known })
+	if len(everywhere) == 0 && !ofEdges && !unheard {
 		return nil
 	}
 	out := make(map[netip.Addr][]UnservedPort, len(s.built.Addresses))
@@ -85,6 +112,27 @@ func (r *round) brokenPorts(s *subject, standings []standing) map[netip.Addr][]U
 					l := s.built.Listeners[at]
 					out[a] = append(out[a], UnservedPort{Protocol: v1.Protocol(strings.ToUpper(string(l.Protocol))), Port: int32(l.Port), Error: camelCase(p.Type)})
 				}
+			}
+		}
+		if unheard {
+			out[a] = append(out[a], toldByEdges(s.svc, a)...)
+		}
+	}
+	return out
+}
+
+// toldByEdges returns the ports that the Service's status says edges do not serve.
+// As long as an edge has not told anything new that stays.
+func toldByEdges(svc *v1.Service, a netip.Addr) []UnservedPort {
+	var out []UnservedPort
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if in.IP != a.String() {
+			continue
+		}
+		for _, p := range in.Ports {
+			name, ours := strings.CutPrefix(ptr.Deref(p.Error, ""), Prefix)
+			if ours && name != portWithoutNodePort && name != portInUse {
+				out = append(out, UnservedPort{Protocol: p.Protocol, Port: p.Port, Error: name})
 			}
 		}
 	}

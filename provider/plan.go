@@ -213,8 +213,9 @@ func (p planner) judge(out *report.PlannedService, a aspect) {
 	for _, c := range a.of.Complaints {
 		add(report.Notice, c.Field, ReasonAnnotationsIgnored, strings.TrimPrefix(c.String(), c.Field+": "))
 	}
-	for _, u := range slices.Concat(a.of.Unserved, p.after.granted.grants[a.uid].unserved) {
-		add(report.Problem, fmt.Sprintf("port %d/%s", u.Port, strings.ToLower(string(u.Protocol))), ReasonPortsNotServed, "is not served: "+u.Why)
+	partly := subject{good: a.of, grant: p.after.granted.grants[a.uid]}
+	for _, what := range partly.unservedTexts() {
+		add(report.Problem, "spec.ports", ReasonPortsNotServed, what)
 	}
 	for _, what := range a.of.Remarks {
 		add(report.Notice, "Service", "", what)

@@ -20,17 +20,12 @@ type UnservedPort struct {
 	Port     int32
 	// Error is what the Service's status says of the port: a name in CamelCase.
 	Error string
-	// Why is a sentence for people.
+	// Why says it to people.
 	Why string
 }
 
 // same says whether both are the same port.
 func (u UnservedPort) same(o UnservedPort) bool { return u.Protocol == o.Protocol && u.Port == o.Port }
-
-// String returns the port and why it is not served.
-func (u UnservedPort) String() string {
-	return fmt.Sprintf("port %d/%s is not served: %s", u.Port, strings.ToLower(string(u.Protocol)), u.Why)
-}
 
 // The errors of single ports in a Service's status, without our prefix.
 const (
@@ -68,7 +63,7 @@ func (t *Translation) listeners(svc *v1.Service) {
 		t.proxy(&l, proxied)
 		if p.NodePort == 0 {
 			without = append(without, portText(p))
-			t.Unserved = append(t.Unserved, UnservedPort{Protocol: protocolOf(p), Port: p.Port, Error: portWithoutNodePort, Why: "it has no node port; " + allocate})
+			t.Unserved = append(t.Unserved, UnservedPort{Protocol: protocolOf(p), Port: p.Port, Error: portWithoutNodePort, Why: "without a node port; " + allocate})
 			continue
 		}
 		t.LoadBalancer.Listeners = append(t.LoadBalancer.Listeners, l)

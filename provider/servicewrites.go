@@ -264,6 +264,12 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 		return unreachable(ConditionProgrammed, standings), true
 	}
 	c, known := programmed(s, standings)
+	if known && c.reason == ReasonAddressMoving && before != nil && before.Reason != ReasonAddressMoving && r.mayBeIgnorance(s) {
+		if wait := r.waitFor(s); wait > 0 {
+			r.wakeIn(wait)
+			return condition{before.Type, before.Status, before.Reason, before.Message}, true
+		}
+	}
 	if known {
 		delete(r.waiting, s.uid)
 		return c, true
@@ -276,16 +282,29 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 	if !r.changedHere(s) {
 		return said, true
 	}
+	if wait := r.waitFor(s); wait > 0 {
+		r.wakeIn(wait)
+		return said, true
+	}
+	return pending, true
+}
+
+// waitFor returns how long what was said of a Service before counts for what is not
+// known, from when that was first found.
+func (r *round) waitFor(s *subject) time.Duration {
 	since, waits := r.waiting[s.uid]
 	if !waits {
 		since = r.Now
 		r.waiting[s.uid] = since
 	}
-	if wait := unconfirmedAfter - r.Now.Sub(since); wait > 0 {
-		r.wakeIn(wait)
-		return said, true
-	}
-	return pending, true
+	return unconfirmedAfter - r.Now.Sub(since)
+}
+
+// mayBeIgnorance says whether the edges that are waited for are only not known to
+// have let go, since nothing was heard of them yet: after a restart no Service must
+// be written to because of that.
+func (r *round) mayBeIgnorance(s *subject) bool {
+	return !slices.ContainsFunc(s.former, func(edge string) bool { return !r.unheard(edge) })
 }
 
 // lost says whether none of the edges has been reached for long, and asks for

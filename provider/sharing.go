@@ -12,6 +12,16 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
+// sharingKey returns what the Service shares its address by, empty if it does not.
+// Keys are those of a namespace: whoever may write Services in another one must not
+// get at an address by guessing.
+func sharingKey(s *subject) string {
+	if key := s.translation.Wishes.SharingKey; key != "" {
+		return s.svc.Namespace + "/" + key
+	}
+	return ""
+}
+
 // findHeldPorts finds out which ports of shared addresses Services are known to
 // use. The edges tell; where none is reached that has the Service, what they were
 // told last counts.

@@ -37,8 +37,8 @@ type subject struct {
 	// heldPorts are those that it is known to use of a shared address, nil if it
 	// shares none or that is not known.
 	heldPorts []ipam.PortKey
-	// families are those that it wants addresses of, and untranslated is the edge
-	// because of which a requested address of another family cannot be had.
+	// families are those that it wants addresses of, and untranslated says why a
+	// requested address of another family cannot be had.
 	families     []lb.Family
 	untranslated string
 	// grant is what the Service is to have.
