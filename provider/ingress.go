@@ -95,7 +95,7 @@ func (r *round) brokenPorts(s *subject, standings []standing) map[netip.Addr][]U
 		return nil
 	}
 	ofEdges := slices.ContainsFunc(standings, func(st standing) bool { return len(st.listeners) > 0 })
-	unheard := slices.ContainsFunc(standings, func(st standing) bool { return !st.known })
+	unheard := len(standings) == 0 || slices.ContainsFunc(standings, func(st standing) bool { return !st.known })
 	if len(everywhere) == 0 && !ofEdges && !unheard {
 		return nil
 	}
