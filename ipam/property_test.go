@@ -146,7 +146,7 @@ func checkTenants(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, results 
 	for _, c := range claims {
 		for _, a := range results[c.Owner].Addresses {
 			before := slices.Contains(c.Held, a) && c.HeldPorts != nil && c.SharingKey == ""
-			if owner, taken := owners[a]; taken && !common(a) && (c.SharingKey == "" || keys[a] != c.SharingKey) && !(before && together[a]) {
+			if owner, taken := owners[a]; taken && !common(a) && (c.SharingKey == "" || keys[a] != c.SharingKey) && (!before || !together[a]) {
 				t.Errorf("%s is given to %s and %s, which do not share", a, owner, c.Owner)
 			}
 			_, taken := owners[a]

@@ -34,7 +34,7 @@ const (
 	// cannot have them stays without, and its Conditions say why.
 	//
 	// Type: list of addresses, separated by commas.
-	// Accepts: at most one IPv4 and one IPv6 address, each of a pool that admits the Service.
+	// Accepts: at most one IPv4 and one IPv6 address, each of a pool that admits the Service. An address of a family that a single-stack Service is not of needs edges that can do family-translation.
 	// Default: what spec.loadBalancerIP asks for, else free addresses of a pool.
 	// Example: 192.0.2.140,2001:db8:1::8c.
 	AnnotationAddresses Annotation = Prefix + "addresses"
@@ -46,7 +46,7 @@ const (
 	// Accepts: 1 to 253 bytes.
 	// Default: the address is not shared.
 	// Example: dns.
-	// Needs: a different protocol or port for each of the Services.
+	// Needs: a different protocol or port for each of the Services; nothing else of them must fit together, externalTrafficPolicy included. Across namespaces only an AddressPool with sharing Always shares.
 	AnnotationSharingKey Annotation = Prefix + "sharing-key"
 
 	// AnnotationProxyProtocol announces the client's address to the application

@@ -269,7 +269,7 @@ func (r *round) build() {
 	for _, s := range r.subjects {
 		s.served = r.servedAddresses(s)
 		if len(s.served) > 0 && len(s.translation.Refusals) > 0 {
-			s.kept = s.good != nil || r.heldAnywhere(s.uid)
+			s.kept = r.heldAnywhere(s.uid)
 		}
 		if len(s.served) == 0 || s.good == nil {
 			continue
@@ -299,8 +299,13 @@ func (r *round) build() {
 	r.builds = builds
 }
 
-// heldAnywhere says whether an edge holds the load balancer.
+// heldAnywhere says whether an edge holds the load balancer, or was told of it.
 func (r *round) heldAnywhere(uid lb.UID) bool {
+	for _, m := range r.edges {
+		if m.builds[uid] != nil {
+			return true
+		}
+	}
 	for _, st := range r.Fleet {
 		if _, ok := st.Holds.LoadBalancers[uid]; ok {
 			return true

@@ -93,7 +93,7 @@ func TestConverges(t *testing.T) {
 
 // FuzzConverges is TestConverges for as long as one likes.
 func FuzzConverges(f *testing.F) {
-	f.Add(uint64(1000))
+	f.Add(uint64(947)) // refused, and held by no edge
 	f.Fuzz(func(t *testing.T, seed uint64) { converges(t, seed) })
 }
 
@@ -131,7 +131,9 @@ func converges(t *testing.T, seed uint64) bool {
 		}
 	}
 	for i, svc := range s.world.Services {
-		if services[i] != svc {
+		// What a Service that is refused had asked for before is forgotten where no edge
+		// holds it, and so is how its nodes were.
+		if services[i] != svc && says(svc, ConditionProgrammed) != "False NotServable" {
 			t.Errorf("a fresh start writes to Service %s:\nbefore %v %+v\nafter  %v %+v", svc.Name, services[i].Annotations, services[i].Status, svc.Annotations, svc.Status)
 		}
 	}
