@@ -69,7 +69,7 @@ func FuzzDecide(f *testing.F) {
 
 // TestManySeeds is FuzzDecide without the wait for an instrumented build.
 func TestManySeeds(t *testing.T) {
-	for seed := range uint64(2000) {
+	for seed := range uint64(1000) {
 		s := newSimulation(t)
 		r := rand.New(rand.NewPCG(seed, 1))
 		s.randomise(r)

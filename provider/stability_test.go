@@ -83,7 +83,7 @@ func (s *simulation) happen(r *rand.Rand, step int) string {
 // edges hold what they would if the manager had just started, each address and port
 // has one owner, and nothing is left to write.
 func TestConverges(t *testing.T) {
-	const seeds = uint64(400)
+	const seeds = uint64(150)
 	for seed := range seeds {
 		if !converges(t, seed) {
 			return
