@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -91,5 +92,31 @@ func TestSyncerKeepsTrimmed(t *testing.T) {
 		want := config(3, 3, 1)
 		delete(want.LoadBalancers, uid(1))
 		r.holds("a", want)
+	})
+}
+
+// TestSyncerWithholdsChecks keeps load balancers back from an edge that knows
+// nothing of their kind of health check and would refuse them.
+func TestSyncerWithholdsChecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		r.edges["a"].SetInfo(lb.Info{Name: "edge-1", Engine: "tiny", Version: "v0", Schema: lb.Schema,
+			Capabilities: []lb.Capability{lb.CapIPv4, lb.CapRoundRobin, lb.CapTCP}})
+		c := config(1, 3, 1)
+		for i, p := range []healthcheck.Protocol{healthcheck.TCP, healthcheck.GRPC, healthcheck.None} {
+			l := c.LoadBalancers[uid(i)]
+			l.HealthCheck.Protocol = p
+			c.LoadBalancers[uid(i)] = l
+		}
+		r.set("a", c)
+		st := r.settle(0)
+		if holds := r.edges["a"].Held(); len(holds.LoadBalancers) != 1 || len(st.Withheld) != 2 {
+			t.Errorf("the edge holds %d and %v are withheld, want one and those with other checks", len(holds.LoadBalancers), st.Withheld)
+		}
+		for i, can := range []string{"health-check-grpc", "health-check-none"} {
+			if p := st.Withheld[uid(i+1)]; p.Type != "unsupported" || p.Field != "healthCheck.protocol" || !strings.HasSuffix(p.Detail, "cannot do: "+can) {
+				t.Errorf("withheld is %+v, want it for %s", p, can)
+			}
+		}
 	})
 }
