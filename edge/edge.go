@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -164,7 +165,7 @@ func New(o Options) (*Edge, error) {
 	e := &Edge{
 		info: lb.Info{
 			Name: o.Name, Version: o.Version, Engine: o.Engine.Name(),
-			Schema: lb.Schema, Capabilities: o.Engine.Capabilities(),
+			Schema: lb.Schema, Capabilities: capabilities(o.Engine),
 		},
 		started: time.Now(), revision: o.Revision, policies: o.Clusters, engine: o.Engine, announcer: o.Announcer, checker: o.Checker,
 		reserved: o.Reserved, shareHostAddress: o.ShareHostAddress, ownAddresses: o.OwnAddresses,
@@ -182,6 +183,14 @@ func New(o Options) (*Edge, error) {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
+}
+
+// capabilities returns what the edge can do, sorted: what its engine can, and the
+// kinds of health check that not every edge knows.
+func capabilities(e lb.Engine) []lb.Capability {
+	all := slices.Concat(e.Capabilities(), []lb.Capability{lb.CapCheckGRPC, lb.CapCheckNone})
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // ErrLocked says that a state directory belongs to a running edge.

@@ -181,7 +181,7 @@ func (l *life) step() {
 
 // wanted is what the edge has to come to.
 func (l *life) wanted() lb.Outcome {
-	return l.w.table(l.options.Clusters, lb.Host{Capabilities: l.options.Engine.Capabilities()})
+	return l.w.table(l.options.Clusters, lb.Host{Capabilities: capabilities(l.options.Engine)})
 }
 
 // eventually waits until the edge has come to that.

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,24 @@ import (
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
+
+// The edge checks nodes itself, whatever its engine can do, and says which checks
+// it knows of besides those that every edge does.
+func TestCapabilitiesOfChecks(t *testing.T) {
+	b := newRig(t)
+	info, err := b.edge.Cluster("prod").Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := append(b.engine.Capabilities(), lb.CapCheckGRPC, lb.CapCheckNone); len(info.Capabilities) != len(want) || !slices.IsSorted(info.Capabilities) {
+		t.Errorf("the edge says %q, want %q sorted", info.Capabilities, want)
+	}
+	for _, c := range []lb.Capability{lb.CapCheckGRPC, lb.CapCheckNone} {
+		if !slices.Contains(info.Capabilities, c) {
+			t.Errorf("the edge does not say %s", c)
+		}
+	}
+}
 
 // Nodes that nobody asks serve, and everything says that they are not checked.
 func TestUncheckedMembers(t *testing.T) {

@@ -16,6 +16,7 @@ var (
 		lb.CapAffinity, lb.CapIPv4, lb.CapIPv6, lb.CapLeastConnections, lb.CapMaxConnections,
 		lb.CapConnectTimeout, lb.CapFamilyTranslation, lb.CapProxyV1, lb.CapProxyV2, lb.CapRandomTwoChoices, lb.CapRoundRobin,
 		lb.CapSourceHash, lb.CapSourceRanges, lb.CapTCP, lb.CapUDP,
+		lb.CapCheckGRPC, lb.CapCheckNone,
 	}
 	claimed = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 )

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
 )
 
 // Capability is something that an edge can or cannot do. A client sends only
@@ -31,6 +33,10 @@ const (
 	CapFamilyTranslation Capability = "family-translation"
 	CapProxyV1           Capability = "proxy-protocol-v1"
 	CapProxyV2           Capability = "proxy-protocol-v2"
+	// CapCheckGRPC and CapCheckNone are kinds of health check, which edges that do
+	// not name them refuse. They are up to the edge, whatever its engine is.
+	CapCheckGRPC Capability = "health-check-grpc"
+	CapCheckNone Capability = "health-check-none"
 )
 
 // Needs returns what an edge must be capable of to serve the load balancer
@@ -73,6 +79,8 @@ func (l LoadBalancer) needsOfWhole() []need {
 		{need{CapMaxConnections, "maxConnections"}, l.MaxConnections > 0},
 		{need{CapFamilyTranslation, "memberFamilies"}, len(l.MemberFamilies) > 0},
 		{need{CapConnectTimeout, "connectTimeout"}, l.ConnectTimeout > 0},
+		{need{CapCheckGRPC, "healthCheck.protocol"}, l.HealthCheck.Protocol == healthcheck.GRPC},
+		{need{CapCheckNone, "healthCheck.protocol"}, l.HealthCheck.Protocol == healthcheck.None},
 	} {
 		if n.asked {
 			needs = append(needs, n.need)

@@ -277,14 +277,14 @@ func (s *scope) note(uid UID, li Listener) {
 	}
 }
 
-// warn notes nodes of a load balancer that do not speak its address families:
-// it is served without them, which nobody would see otherwise.
+// warn notes nodes of a load balancer that do not speak the families in which its
+// addresses are served: it is served without them, which nobody would see otherwise.
 func (s *scope) warn(l *candidate) {
 	if len(s.members) == 0 {
 		return
 	}
 	for i, a := range l.Addresses {
-		family := FamilyOf(a)
+		family := l.memberFamily(a)
 		if s.without(family) == len(s.members) {
 			l.problems = append(l.problems, Problem{
 				Type: problemNotFound, Field: fmt.Sprintf("addresses[%d]", i),

@@ -242,6 +242,7 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 	st.Info.Capabilities = slices.Concat([]lb.Capability{
 		lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin,
 		lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
+		lb.CapCheckGRPC, lb.CapCheckNone,
 	}, s.able)
 	var config lb.Config
 	config, st.Withheld, st.Trimmed = fit(w.Config, st.Info)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -77,7 +78,8 @@ func (c *session) remembered() lb.Config {
 // lastGood returns the keys of the load balancers that are to stay as the edge
 // holds them: those whose Services ask for what nobody can serve, and those that
 // this edge lacks the means for in their newest version, if it has those for the
-// one that it holds and the addresses are the same.
+// one that it holds and all addresses of that are the Service's still: it may lack
+// some that the edge could not serve before either.
 func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
 	var keys []string
 	known := c.remembered()
@@ -86,12 +88,17 @@ func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
 	}
 	for uid := range withheld {
 		l, ok := known.LoadBalancers[uid]
-		if ok && slices.Equal(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && !l.Shortfall(c.state.Info.Capabilities).Refused {
+		if ok && allAmong(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && !l.Shortfall(c.state.Info.Capabilities).Refused {
 			keys = append(keys, loadBalancerKey+string(uid))
 		}
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// allAmong says whether there are addresses, and all are among others.
+func allAmong(addrs, others []netip.Addr) bool {
+	return len(addrs) > 0 && !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(others, a) })
 }
 
 // set writes once, and keeps the books about what the edge holds.

@@ -319,7 +319,7 @@ func served(name string, w provider.Wanted, fleet fleetFile) provider.EdgeState 
 			LoadBalancers: map[lb.UID]lb.LoadBalancerStatus{}, Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{},
 		},
 	}
-	for _, c := range []lb.Capability{lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin, lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections, lb.CapProxyV1, lb.CapProxyV2} {
+	for _, c := range []lb.Capability{lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin, lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections, lb.CapProxyV1, lb.CapProxyV2, lb.CapCheckGRPC, lb.CapCheckNone} {
 		lacks := false
 		for _, l := range fleet.Lacks[name] {
 			lacks = lacks || l == c

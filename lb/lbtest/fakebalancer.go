@@ -64,13 +64,13 @@ type FakeBalancer struct {
 var _ lb.Balancer = (*FakeBalancer)(nil)
 
 // NewFakeBalancer returns a balancer of the given name that nobody has claimed
-// and that can do what the proxy engine can.
+// and that can do what an edge with the proxy engine can.
 func NewFakeBalancer(name string) *FakeBalancer {
 	return &FakeBalancer{
 		Wait: 30 * time.Second,
 		info: lb.Info{
 			Name: name, Version: "fake", Engine: "fake", Schema: lb.Schema,
-			Capabilities: NewFakeEngine().Capabilities(),
+			Capabilities: append(NewFakeEngine().Capabilities(), lb.CapCheckGRPC, lb.CapCheckNone),
 		},
 		instance:   1,
 		changed:    make(chan struct{}),
