@@ -14,7 +14,7 @@ const (
 	// maxHomes is the number of clients that a frontend remembers, 3 MiB.
 	maxHomes = 1 << 17
 	// tickShift makes ticks of 17 ms of nanoseconds: an entry has 32 bits for a time,
-	// and 828 days are more than any timeout.
+	// and 414 days, since ages are signed, are more than any timeout.
 	tickShift = 24
 )
 
@@ -29,10 +29,14 @@ type home struct {
 	open   uint32 // connections and sessions that are open
 }
 
-// idle tells whether the entry has had its time.
-func (h *home) idle(now uint32, timeout uint32) bool {
-	return h.open == 0 && now-h.seen > timeout
+// age returns the ticks since the client was seen. Loops have clocks of their own,
+// which differ by what they are busy with, so that now may be before h.seen.
+func (h *home) age(now uint32) uint32 {
+	return uint32(max(int32(now-h.seen), 0)) //nolint:gosec // not negative
 }
+
+// idle tells whether the entry has had its time.
+func (h *home) idle(now, timeout uint32) bool { return h.open == 0 && h.age(now) > timeout }
 
 // homes remembers the members of a frontend's clients. Hashing alone would move
 // clients to a member that joins or comes back; a client that is remembered stays
@@ -110,7 +114,7 @@ func (h *homes) room(client uint64, now, timeout uint32) *home {
 			}
 			// One without connections goes first.
 			if oldest == nil || (e.open > 0) != (oldest.open > 0) && e.open == 0 ||
-				(e.open > 0) == (oldest.open > 0) && now-e.seen > now-oldest.seen {
+				(e.open > 0) == (oldest.open > 0) && e.age(now) > oldest.age(now) {
 				oldest = e
 			}
 		}

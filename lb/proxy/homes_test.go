@@ -87,6 +87,26 @@ func TestOpenConnectionKeepsTheHome(t *testing.T) {
 	}
 }
 
+// TestClocksOfLoopsDiffer: a loop that lags behind the one that saw the client last
+// does not take it for one that was away for years.
+func TestClocksOfLoopsDiffer(t *testing.T) {
+	fe, g, open := sticky(1)
+	c := someClients(1)[0]
+	k, gen := open(second, c)
+	k.leave(second, c, gen)
+	g.set(backendsOf(1, 1000))
+	lag := second - 2<<tickShift
+	if e := fe.homes.find(hashAddr(c)); e.idle(tick(lag), 1) || e.age(tick(lag)) != 0 {
+		t.Errorf("two ticks before it was seen: got age %d, idle %v; want 0, false", e.age(tick(lag)), e.idle(tick(lag), 1))
+	}
+	if b := fe.bequests(lag); len(b) != 1 || b[0].age != 0 {
+		t.Errorf("handed over two ticks before it was seen: got %v; want one of age 0", b)
+	}
+	if k, _ := open(lag, c); k.node != "n0" {
+		t.Errorf("two ticks before it was seen: got %s; want n0", k.node)
+	}
+}
+
 // TestDetourIsNoMove: a member that does not answer for a moment keeps its
 // clients, one that is taken out loses them.
 func TestDetourIsNoMove(t *testing.T) {
