@@ -119,7 +119,7 @@ func (m probed) stoodIn(r healthcheck.Result) bool {
 	switch r.Reason {
 	case healthcheck.Refused, healthcheck.Timeout, healthcheck.Unreachable, healthcheck.Reset:
 		return true
-	case healthcheck.HTTPStatus, healthcheck.ProtocolErr, healthcheck.TLSErr:
+	case healthcheck.HTTPStatus, healthcheck.ProtocolErr, healthcheck.TLSErr, healthcheck.GRPCStatus:
 	}
 	return false
 }

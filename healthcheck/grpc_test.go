@@ -182,8 +182,8 @@ func TestGRPCProber(t *testing.T) {
 		}))), "", ProtocolErr, `the answer is not gRPC: its content type is "text/html"`, false},
 		{"a proxy without servers", serve(t, sends(trailersOnly(":status", "503"))), "", HTTPStatus, "HTTP 503 instead of a gRPC answer", true},
 		{"no HTTP status", serve(t, sends(trailersOnly("grpc-status", "0"))), "", ProtocolErr, `the answer is not gRPC: its HTTP status is ""`, false},
-		{"GOAWAY", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, []byte("too_many")) }))), "", Reset, `the server ends the connection: ENHANCE_YOUR_CALM "too_many"`, false},
-		{"RST_STREAM", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteRSTStream(checkStream, http2.ErrCodeRefusedStream) }))), "", Reset, "the server ends the request: REFUSED_STREAM", false},
+		{"GOAWAY", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, []byte("too_many")) }))), "", ProtocolErr, `the server ends the connection: ENHANCE_YOUR_CALM "too_many"`, false},
+		{"RST_STREAM", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteRSTStream(checkStream, http2.ErrCodeRefusedStream) }))), "", ProtocolErr, "the server ends the request: REFUSED_STREAM", false},
 		{"a push", serve(t, sends(frames(func(f *http2.Framer) {
 			_ = f.WritePushPromise(http2.PushPromiseParam{StreamID: checkStream, PromiseID: 2, BlockFragment: fields(":path", "/"), EndHeaders: true})
 		}))), "", ProtocolErr, "the answer is not gRPC: a push, which was not allowed", false},

@@ -65,12 +65,13 @@ func (a *grpcAnswer) ack(write func() error) {
 	}
 }
 
+// cut is an answer, however unwelcome: whoever is there speaks HTTP/2.
 func cut(what string, code http2.ErrCode, said []byte) error {
 	text := what + code.String()
 	if s := printable(said, maxExcerpt); s != "" {
 		text += " " + strconv.Quote(s)
 	}
-	return &Failure{Reason: Reset, Text: text}
+	return &Failure{Reason: ProtocolErr, Text: text}
 }
 
 func (a *grpcAnswer) header(f *http2.MetaHeadersFrame) (bool, error) {

@@ -61,7 +61,7 @@ const (
 	Unreachable Reason = "unreachable" // no host at the address, or a router said so
 	HTTPStatus  Reason = "http-status" // an HTTP answer other than 2xx
 	GRPCStatus  Reason = "grpc-status" // a gRPC answer other than SERVING
-	ProtocolErr Reason = "protocol"    // an answer that is not of the protocol
+	ProtocolErr Reason = "protocol"    // an answer that is not of the protocol, or ends the request within it
 	TLSErr      Reason = "tls"         // the TLS handshake was refused
 )
 

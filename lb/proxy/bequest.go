@@ -81,7 +81,7 @@ func (fe *frontend) bequests(now int64) []bequest {
 		if h.member == 0 || h.idle(tick(now), ticks(fe.spec.Load().AffinityFor)) {
 			continue
 		}
-		b := bequest{client: h.client, member: h.member, age: tick(now) - h.seen}
+		b := bequest{client: h.client, member: h.member, age: h.age(tick(now))}
 		if h.open > 0 {
 			b.age = 0 // the other process does not see when these end
 		}

@@ -34,6 +34,7 @@ type Engine struct {
 	panics     atomic.Uint64
 	limitLog   throttle // "a limit is reached"
 	acceptLog  throttle // "accepting does not work"
+	icmpDenied sync.Once
 
 	running sync.WaitGroup
 	spareFD spareFD

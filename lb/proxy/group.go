@@ -101,6 +101,7 @@ func (v *view) position(hash uint64) int {
 type group struct {
 	view     atomic.Pointer[view]
 	backends []lb.Backend // as they were set; owned by Set
+	hashed   bool         // views need their table; owned by Set
 	members  map[memberKey]*member
 }
 
@@ -144,6 +145,9 @@ func (g *group) set(backends []lb.Backend) bool {
 		}
 	}
 	g.backends = backends
+	if g.hashed {
+		v.table() // before a loop sees the view, and would make it
+	}
 	g.view.Store(v)
 	return true
 }

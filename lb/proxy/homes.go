@@ -2,23 +2,29 @@ package proxy
 
 import (
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"time"
 )
 
 const (
-	// waysOfHomes is the number of places that a client's entry may be in.
+	// waysOfHomes is the number of places of a set. A client's entry may be in two.
 	waysOfHomes = 8
-	// firstHomes is the size that a table begins with.
+	// firstHomes is the size that a table begins with. Each frontend has as much,
+	// whatever others have.
 	firstHomes = 4 * waysOfHomes
 	// maxHomes is the number of clients that a frontend remembers, 3 MiB.
 	maxHomes = 1 << 17
 	// tickShift makes ticks of 17 ms of nanoseconds: an entry has 32 bits for a time,
-	// and 828 days are more than any timeout.
+	// and 414 days, since ages are signed, are more than any timeout.
 	tickShift = 24
 )
 
 func tick(now int64) uint32 { return uint32(uint64(now) >> tickShift) } //nolint:gosec // it wraps, and only differences count
+
+// homesSeed makes nobody know which clients share a set. Their hashes are public,
+// since they are the same in every process.
+var homesSeed = rand.Uint64() //nolint:gosec // it is seeded by the system
 
 // home is the member that a client has. Clients and members go by their hashes,
 // which are the same in every process.
@@ -29,39 +35,49 @@ type home struct {
 	open   uint32 // connections and sessions that are open
 }
 
-// idle tells whether the entry has had its time.
-func (h *home) idle(now uint32, timeout uint32) bool {
-	return h.open == 0 && now-h.seen > timeout
+// age returns the ticks since the client was seen. Loops have clocks of their own,
+// which differ by what they are busy with, so that now may be before h.seen.
+func (h *home) age(now uint32) uint32 {
+	return uint32(max(int32(now-h.seen), 0)) //nolint:gosec // not negative
 }
+
+// idle tells whether the entry has had its time.
+func (h *home) idle(now, timeout uint32) bool { return h.open == 0 && h.age(now) > timeout }
 
 // homes remembers the members of a frontend's clients. Hashing alone would move
 // clients to a member that joins or comes back; a client that is remembered stays
 // where it is while that member takes new connections. Clients that are not
 // remembered, since they were away for longer than the timeout or the table is
 // full, go by the hash, which nearly always is where they were. It is a cache in
-// sets of eight, of which the client that was away longest makes room; frontend.mu
-// guards it.
+// sets of eight. An entry is in the emptier one of two, so that none is full while
+// the table is not; then the client that was away longest makes room.
+// frontend.mu guards it.
 type homes struct {
 	gen    uint8   // which table of the frontend it is, never zero
-	budget *budget // entries of all frontends of the engine
+	budget *budget // entries of all frontends of the engine, but for the first of each
+	used   int     // places that are not free
 	places []home
 }
 
-// set returns the places that a client's entry may be in.
-func (h *homes) set(client uint64) []home {
-	if len(h.places) == 0 {
-		return nil
+// sets returns the two sets that a client's entry may be in.
+func (h *homes) sets(client uint64) [2][]home {
+	n := uint64(len(h.places) / waysOfHomes)
+	if n == 0 {
+		return [2][]home{}
 	}
-	i := int(client & uint64(len(h.places)/waysOfHomes-1)) //nolint:gosec // less than the length
-	return h.places[i*waysOfHomes : (i+1)*waysOfHomes]
+	x := mix(client ^ homesSeed)
+	first := x & (n - 1)
+	second := (first + 1 + (x>>32)%(n-1)) & (n - 1) // another one
+	return [2][]home{h.places[first*waysOfHomes:][:waysOfHomes], h.places[second*waysOfHomes:][:waysOfHomes]}
 }
 
 // find returns a client's entry, nil if there is none.
 func (h *homes) find(client uint64) *home {
-	set := h.set(client)
-	for i := range set {
-		if set[i].client == client && set[i].member != 0 {
-			return &set[i]
+	for _, set := range h.sets(client) {
+		for i := range set {
+			if set[i].client == client && set[i].member != 0 {
+				return &set[i]
+			}
 		}
 	}
 	return nil
@@ -98,48 +114,68 @@ func (h *homes) leave(client, member uint64, now uint32) {
 	}
 }
 
-// room returns a place for a client, nil if there is no memory for it.
+// room returns a place for a client, which the caller fills, nil if there is no
+// memory for it.
 func (h *homes) room(client uint64, now, timeout uint32) *home {
 	for {
-		var oldest *home
-		set := h.set(client)
-		for i := range set {
-			e := &set[i]
-			if e.member == 0 || e.idle(now, timeout) {
-				return e
+		free, oldest := h.choose(client, now, timeout)
+		if free != nil {
+			if free.member == 0 {
+				h.used++
 			}
-			// One without connections goes first.
-			if oldest == nil || (e.open > 0) != (oldest.open > 0) && e.open == 0 ||
-				(e.open > 0) == (oldest.open > 0) && now-e.seen > now-oldest.seen {
-				oldest = e
-			}
+			return free
 		}
-		if !h.grow(now, timeout) {
+		// A table that is hardly used does not grow, whatever its sets are like.
+		if h.used < len(h.places)/4 || !h.grow(now, timeout) {
 			return oldest
 		}
 	}
+}
+
+// choose returns a place for a client in the emptier of its sets, or none and the
+// entry that makes room first.
+func (h *homes) choose(client uint64, now, timeout uint32) (free, oldest *home) {
+	most := 0
+	for _, set := range h.sets(client) {
+		var place *home
+		n := 0
+		for i := range set {
+			e := &set[i]
+			if e.member == 0 || e.idle(now, timeout) {
+				place = e
+				n++
+				continue
+			}
+			// One without connections goes first.
+			if oldest == nil || (e.open > 0) != (oldest.open > 0) && e.open == 0 ||
+				(e.open > 0) == (oldest.open > 0) && e.age(now) > oldest.age(now) {
+				oldest = e
+			}
+		}
+		if n > most {
+			free, most = place, n
+		}
+	}
+	return free, oldest
 }
 
 // grow doubles the table, unless it is as large as it may be.
 func (h *homes) grow(now, timeout uint32) bool {
 	had := len(h.places)
 	size := max(2*had, firstHomes)
-	if size > maxHomes || !h.budget.take(int64(size-had)) {
+	if size > maxHomes || had > 0 && !h.budget.take(int64(size-had)) {
 		return false
 	}
 	old := h.places
-	h.places = make([]home, size)
+	h.places, h.used = make([]home, size), 0
 	for i := range old {
 		if old[i].member == 0 || old[i].idle(now, timeout) {
 			continue
 		}
-		// Each set of the old table becomes two, so there is room.
-		set := h.set(old[i].client)
-		for j := range set {
-			if set[j].member == 0 {
-				set[j] = old[i]
-				break
-			}
+		// It is at most half full, so that there is room in one of two sets.
+		if e, _ := h.choose(old[i].client, now, timeout); e != nil {
+			*e = old[i]
+			h.used++
 		}
 	}
 	return true
@@ -147,8 +183,8 @@ func (h *homes) grow(now, timeout uint32) bool {
 
 // release gives the memory back.
 func (h *homes) release() {
-	h.budget.give(int64(len(h.places)))
-	h.places = nil
+	h.budget.give(int64(max(len(h.places)-firstHomes, 0)))
+	h.places, h.used = nil, 0
 }
 
 // ticks returns a timeout in ticks, rounded up.

@@ -87,6 +87,26 @@ func TestOpenConnectionKeepsTheHome(t *testing.T) {
 	}
 }
 
+// TestClocksOfLoopsDiffer: a loop that lags behind the one that saw the client last
+// does not take it for one that was away for years.
+func TestClocksOfLoopsDiffer(t *testing.T) {
+	fe, g, open := sticky(1)
+	c := someClients(1)[0]
+	k, gen := open(second, c)
+	k.leave(second, c, gen)
+	g.set(backendsOf(1, 1000))
+	lag := second - 2<<tickShift
+	if e := fe.homes.find(hashAddr(c)); e.idle(tick(lag), 1) || e.age(tick(lag)) != 0 {
+		t.Errorf("two ticks before it was seen: got age %d, idle %v; want 0, false", e.age(tick(lag)), e.idle(tick(lag), 1))
+	}
+	if b := fe.bequests(lag); len(b) != 1 || b[0].age != 0 {
+		t.Errorf("handed over two ticks before it was seen: got %v; want one of age 0", b)
+	}
+	if k, _ := open(lag, c); k.node != "n0" {
+		t.Errorf("two ticks before it was seen: got %s; want n0", k.node)
+	}
+}
+
 // TestDetourIsNoMove: a member that does not answer for a moment keeps its
 // clients, one that is taken out loses them.
 func TestDetourIsNoMove(t *testing.T) {
@@ -131,8 +151,8 @@ func TestHomesAreLimited(t *testing.T) {
 		k.settle(now, c, gen)
 		k.leave(now, c, gen)
 	}
-	if n := b.used.Load(); n != limit || int64(len(fe.homes.places)) != n {
-		t.Errorf("entries: got %d counted and %d in the table; want the limit, %d", n, len(fe.homes.places), limit)
+	if n := b.used.Load(); n != limit-firstHomes || len(fe.homes.places) != limit {
+		t.Errorf("entries: got %d counted and %d in the table; want the limit, %d, of which the first %d do not count", n, len(fe.homes.places), limit, firstHomes)
 	}
 	g.set(backendsOf(1, 1, 1, 1, 1))
 	now := int64(len(clients)+2) * second
@@ -178,6 +198,40 @@ func TestHomesGrowWithoutLoss(t *testing.T) {
 	}
 }
 
+// TestCraftedClientsGrowNothing: clients whose hashes end alike are as good as others,
+// and those that share their sets do not make a table grow that is hardly used.
+func TestCraftedClientsGrowNothing(t *testing.T) {
+	never := func(uint64) bool { return false }
+	b := &budget{limit: 1 << 20}
+	h := &homes{gen: 1, budget: b}
+	for i := range uint64(20) {
+		h.settle((i+1)<<40, 1, 5, 10, never)
+	}
+	if len(h.places) > 4*firstHomes {
+		t.Errorf("20 clients with the same low bits: got %d places", len(h.places))
+	}
+	h = &homes{gen: 1, budget: b}
+	for len(h.places) < 1<<10 {
+		if !h.grow(5, 10) {
+			t.Fatal("no room to grow")
+		}
+	}
+	want := h.sets(1)
+	shared := 0
+	for c := uint64(1); shared < 40; c++ {
+		if got := h.sets(c); &got[0][0] == &want[0][0] && &got[1][0] == &want[1][0] {
+			h.settle(c, 1, 5, 10, never)
+			shared++
+		}
+	}
+	if len(h.places) != 1<<10 || h.used != 2*waysOfHomes {
+		t.Errorf("40 clients that share two sets: got %d of %d places used; want %d of 1024", h.used, len(h.places), 2*waysOfHomes)
+	}
+	if h = (&homes{gen: 1, budget: &budget{}}); !h.settle(1, 1, 5, 10, never) || len(h.places) != firstHomes {
+		t.Errorf("a frontend when others have all the memory: got %d places; want %d", len(h.places), firstHomes)
+	}
+}
+
 // TestBequestsComeBack hands the homes of many clients over and back.
 func TestBequestsComeBack(t *testing.T) {
 	fe, g, open := sticky(1, 1)
@@ -216,6 +270,38 @@ func BenchmarkSettle(b *testing.B) {
 		k, gen := open(1, c)
 		k.leave(1, c, gen)
 		k.active.Add(-1)
+	}
+}
+
+// TestHomesOfAFrontendThatComesBack: clients that stayed connected meanwhile are
+// still at home.
+func TestHomesOfAFrontendThatComesBack(t *testing.T) {
+	p := newPlace(t, Options{}, lb.TCP, 1)
+	r := p.table.Routes[p.front]
+	r.AffinityFor, r.DrainTimeout = time.Hour, time.Hour
+	routes := map[lb.Frontend]lb.Route{p.front: r}
+	p.table.Routes = routes
+	p.set()
+	p.echo(0)
+	c, err := p.ask("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		p.table.Routes = nil
+		p.set()
+		p.table.Routes = routes
+		p.set()
+	}
+	if err := again(c, "again"); err != nil {
+		t.Fatal(err)
+	}
+	fe := p.engine.frontends[p.front]
+	fe.mu.Lock()
+	defer fe.mu.Unlock()
+	e := fe.homes.find(hashAddr(c.LocalAddr().(*net.TCPAddr).AddrPort().Addr()))
+	if e == nil || e.open != 1 {
+		t.Errorf("a client that stayed connected: got %+v; want it at home with 1 connection", e)
 	}
 }
 
@@ -265,7 +351,7 @@ func TestHomesCountConnections(t *testing.T) {
 			t.Errorf("client %x of member %x: got %d connections open; want none", h.client, h.member, h.open)
 		}
 	}
-	if n := p.engine.clients.used.Load(); n != int64(len(fe.homes.places)) {
-		t.Errorf("entries counted: got %d; want the %d of the table that is left", n, len(fe.homes.places))
+	if n := p.engine.clients.used.Load(); n != int64(max(len(fe.homes.places)-firstHomes, 0)) {
+		t.Errorf("entries counted: got %d; want those of the table that is left, %d, without the first", n, len(fe.homes.places))
 	}
 }

@@ -2,8 +2,10 @@ package proxy
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,7 +24,7 @@ const (
 // the port is open for sessions that drain. It needs CAP_NET_RAW; without that
 // clients get no answer.
 type icmp struct {
-	fd4, fd6 int   // zero before the first message, -1 if there is none
+	fd4, fd6 int   // zero before the first message that there is one for, -1 if there is none
 	free     int64 // when there is room for the whole burst
 	buffer   [icmpHead + ipv6Head + udpHead]byte
 }
@@ -54,10 +56,10 @@ func (l *loop) sendICMP(fd *int, message, control []byte, to netip.Addr) {
 }
 
 // openICMP returns a socket for messages of a family, -1 if this program may not
-// have one.
+// have one, and 0 if there is none for the moment.
 func (l *loop) openICMP(to netip.Addr) int {
 	if !l.e.files.take(1) {
-		return -1
+		return 0
 	}
 	family, protocol := unix.AF_INET, unix.IPPROTO_ICMP
 	if to.Is6() {
@@ -66,7 +68,7 @@ func (l *loop) openICMP(to netip.Addr) int {
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
 		l.e.files.give(1)
-		return -1
+		return l.e.noICMP(err)
 	}
 	// Nobody reads what arrives: all types are filtered out.
 	if family == unix.AF_INET {
@@ -80,12 +82,26 @@ func (l *loop) openICMP(to netip.Addr) int {
 		}
 		_ = unix.SetsockoptICMPv6Filter(fd, unix.SOL_ICMPV6, unix.ICMPV6_FILTER, &all)
 	}
-	if l.e.opts.Control != nil && l.e.control(fd, netip.AddrPortFrom(to, 0), "ip") != nil {
-		closeFD(fd)
-		l.e.files.give(1)
-		return -1
+	if l.e.opts.Control != nil {
+		if err := l.e.control(fd, netip.AddrPortFrom(to, 0), "ip"); err != nil {
+			closeFD(fd)
+			l.e.files.give(1)
+			return l.e.noICMP(err)
+		}
 	}
 	return fd
+}
+
+// noICMP says what an error means, as openICMP does. Only that it is forbidden is
+// there to stay, and is worth a line.
+func (e *Engine) noICMP(err error) int {
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return 0
+	}
+	e.icmpDenied.Do(func() {
+		e.opts.Log.Warn("UDP clients are not told when nobody serves them, since that is forbidden; give the program CAP_NET_RAW", zap.Error(err))
+	})
+	return -1
 }
 
 // close closes the sockets.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -59,6 +61,25 @@ func TestDrainingPortIsUnreachable(t *testing.T) {
 				t.Errorf("a new client after the member is back: %v", err)
 			}
 		})
+	}
+}
+
+// TestNoICMPForTheMoment: only a lack of rights is there to stay.
+func TestNoICMPForTheMoment(t *testing.T) {
+	core, said := observer.New(zap.WarnLevel)
+	e := New(Options{Log: zap.New(core)})
+	e.files.limit = 0
+	l := &loop{e: e}
+	if fd := l.openICMP(netip.IPv4Unspecified()); fd != 0 || e.files.used.Load() != 0 {
+		t.Errorf("without descriptors: got %d with %d in use; want 0, to be tried again, with none", fd, e.files.used.Load())
+	}
+	for err, want := range map[error]int{unix.EMFILE: 0, unix.ENFILE: 0, unix.ENOBUFS: 0, unix.EPERM: -1, os.NewSyscallError("setsockopt", unix.EACCES): -1} {
+		if got := e.noICMP(err); got != want {
+			t.Errorf("%v: got %d; want %d", err, got, want)
+		}
+	}
+	if said.Len() != 1 {
+		t.Errorf("lines in the log: got %d; want one", said.Len())
 	}
 }
 

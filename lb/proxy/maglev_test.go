@@ -137,3 +137,30 @@ func BenchmarkMaglev(b *testing.B) {
 		})
 	}
 }
+
+// TestViewsComeWithTheirTable: no loop makes a table, while clients wait for it.
+func TestViewsComeWithTheirTable(t *testing.T) {
+	g := newGroup()
+	id := lb.GroupID{Name: "pool"}
+	e := New(Options{})
+	e.groups[id] = g
+	c := &change{e: e, changed: map[*group]bool{}}
+	by := func(a lb.Algorithm) map[lb.GroupID]bool {
+		return bySource(map[lb.Frontend]lb.Route{{Port: 80}: {Group: id, Algorithm: a}})
+	}
+	for i, step := range []struct {
+		algorithm lb.Algorithm
+		want      bool
+	}{
+		{lb.RoundRobin, false},
+		{lb.SourceHash, true},
+		{lb.SourceHash, true},
+		{lb.RoundRobin, true}, // its route goes by it until the new one is in force
+		{lb.RoundRobin, false},
+	} {
+		c.setGroups(map[lb.GroupID]lb.Group{id: {Backends: backendsOf(weightsOf(i+1, 1)...)}}, by(step.algorithm))
+		if got := len(g.view.Load().places) > 0; got != step.want {
+			t.Errorf("step %d, %s: got a table %v; want %v", i, step.algorithm, got, step.want)
+		}
+	}
+}

@@ -80,7 +80,7 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		ranges:  make(map[rangesKey]ranges),
 	}
 	c.reset()
-	c.setGroups(t.Groups)
+	c.setGroups(t.Groups, bySource(t.Routes))
 	c.setRoutes(t.Routes)
 	// What is closed must be closed before its address is opened again.
 	c.do()
@@ -114,22 +114,40 @@ func (c *change) inAll(f func(*loop)) {
 	}
 }
 
-func (c *change) setGroups(groups map[lb.GroupID]lb.Group) {
+// setGroups brings groups in line. hashed are those that need a table.
+func (c *change) setGroups(groups map[lb.GroupID]lb.Group, hashed map[lb.GroupID]bool) {
 	for id, g := range groups {
 		cur := c.e.groups[id]
 		if cur == nil {
 			cur = newGroup()
 			c.e.groups[id] = cur
 		}
+		cur.hashed = cur.hashed || hashed[id] // the routes that were set before are still in force
 		if cur.set(g.Backends) {
 			c.changed[cur] = true
 		}
+		cur.hashed = hashed[id]
 	}
 	for id, cur := range c.e.groups {
 		if _, ok := groups[id]; !ok && cur.set(nil) {
 			c.changed[cur] = true
 		}
 	}
+}
+
+// needsTable tells whether connections of a route go by the table of its group.
+// Set makes it, since that takes longer than a loop may stand still.
+func needsTable(r *lb.Route) bool { return r.Algorithm == lb.SourceHash && r.AffinityFor <= 0 }
+
+// bySource returns the groups whose tables routes need.
+func bySource(routes map[lb.Frontend]lb.Route) map[lb.GroupID]bool {
+	all := make(map[lb.GroupID]bool)
+	for _, r := range routes {
+		if needsTable(&r) {
+			all[r.Group] = true
+		}
+	}
+	return all
 }
 
 // setRoutes brings frontends in line with the routes, without opening anything.
@@ -148,6 +166,9 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 			e.groups[r.Group] = g
 		}
 		used[g] = true
+		if needsTable(&r) {
+			g.view.Load().table() // of a group that had none
+		}
 		fe := c.frontend(id, r.Owner)
 		owners[r.Owner] = fe.owner
 		if was := fe.spec.Load(); was == nil || !was.is(&r, g) {
@@ -155,9 +176,6 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 			c.touched = append(c.touched, fe)
 		} else if c.changed[g] {
 			c.touched = append(c.touched, fe)
-		}
-		if r.Algorithm == lb.SourceHash && r.AffinityFor <= 0 {
-			g.view.Load().table() // here, since it takes longer than a loop may stand still
 		}
 	}
 	for id, fe := range e.frontends {
@@ -250,7 +268,10 @@ func (c *change) revive(id lb.Frontend, by lb.Owner) *frontend {
 	fe.mu.Lock()
 	fe.retired = false
 	fe.mu.Unlock()
-	fe.remember(&c.e.clients, fe.spec.Load().AffinityFor > 0)
+	if fe.spec.Load().AffinityFor > 0 {
+		fe.remember(&c.e.clients, true)
+		c.inAll(fe.settleAll) // for those that are still connected
+	}
 	c.touched = append(c.touched, fe)
 	return fe
 }
