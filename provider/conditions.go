@@ -293,7 +293,7 @@ func healthy(s *subject, members int, v vote) (condition, bool) {
 	case members == 0:
 		return no(t, ReasonNoNodes, "no endpoint of the Service is on a node that may take its traffic: connections are refused"), true
 	case s.homeless:
-		return no(t, ReasonNoNodes, fmt.Sprintf("no node has an address of the family %s, in which alone the node ports of the Service are open: give nodes one, or change spec.ipFamilies", s.good.Families[0])), true
+		return no(t, ReasonNoNodes, fmt.Sprintf("no node of the Service has an address of the family %s, in which alone the node ports of the Service are open: give nodes one, or change spec.ipFamilies", s.good.Families[0])), true
 	case 2*v.up >= members && s.good.LoadBalancer.HealthCheck.Protocol == healthcheck.None:
 		return yes(t, ReasonNotChecked, "the nodes are not checked, as the Service asks, and count as up"), true
 	case 2*v.up >= members && v.up == v.substituted:

@@ -265,7 +265,7 @@ func appendNew(addrs []netip.Addr, more ...netip.Addr) []netip.Addr {
 // build makes the load balancers of all Services that can be served.
 func (r *round) build() {
 	builds := make(map[lb.UID]*built, len(r.subjects))
-	nodeFamilies := r.nodes.families()
+	ofPools := map[lb.PoolName]map[lb.Family]bool{}
 	for _, s := range r.subjects {
 		s.served = r.servedAddresses(s)
 		if len(s.served) > 0 && len(s.translation.Refusals) > 0 {
@@ -277,7 +277,6 @@ func (r *round) build() {
 		b := &built{LoadBalancer: s.good.LoadBalancer, of: s.good}
 		b.Addresses, b.ClaimTime = s.served, s.at
 		b.Listeners = withoutUnserved(b.Listeners, s.grant.unserved)
-		b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
 		for _, a := range s.served {
 			name := ""
 			if p := poolOf(r.pools, a); p != nil {
@@ -287,6 +286,8 @@ func (r *round) build() {
 		}
 		b.Pool = r.poolFor(s)
 		b.Members = r.membersOf(s, b.Pool)
+		nodeFamilies := r.nodeFamilies(b, ofPools)
+		b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
 		s.homeless = len(nodeFamilies) > 0 && !slices.ContainsFunc(s.good.Families, func(f lb.Family) bool { return nodeFamilies[f] })
 		if len(b.Listeners) == 0 {
 			continue // others have all of its ports
@@ -364,6 +365,25 @@ func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Membe
 		}
 	}
 	return members
+}
+
+// nodeFamilies returns the address families in which the nodes of a load balancer
+// are reached. If it has none at the moment, those of its pool count, and then all
+// nodes, so that as little as possible changes when there are some again. What is
+// known of whole pools is kept in ofPools.
+func (r *round) nodeFamilies(b *built, ofPools map[lb.PoolName]map[lb.Family]bool) map[lb.Family]bool {
+	if len(b.Members) > 0 {
+		return r.nodes.families(maps.Keys(b.Members))
+	}
+	found, known := ofPools[b.Pool]
+	if !known {
+		found = r.nodes.families(maps.Keys(r.members[b.Pool]))
+		if len(found) == 0 {
+			found = r.nodes.families(maps.Keys(r.nodes.Nodes))
+		}
+		ofPools[b.Pool] = found
+	}
+	return found
 }
 
 // noteNodes tells of nodes that cannot take traffic, and of what cannot be honoured

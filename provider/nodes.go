@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -117,11 +118,12 @@ func weightOf(n *v1.Node) (weight int, fault string) {
 	return w, ""
 }
 
-// families returns the address families in which at least one node is reached.
-func (s NodeSet) families() map[lb.Family]bool {
+// families returns the address families in which at least one of the nodes is
+// reached.
+func (s NodeSet) families(names iter.Seq[lb.NodeName]) map[lb.Family]bool {
 	found := map[lb.Family]bool{}
-	for _, n := range s.Nodes {
-		for _, a := range n.Addresses {
+	for name := range names {
+		for _, a := range s.Nodes[name].Addresses {
 			found[lb.FamilyOf(a)] = true
 		}
 		if len(found) == 2 {

@@ -51,7 +51,7 @@ type subject struct {
 	// former are those that still have its addresses and are not of the pool any
 	// more.
 	drained, former []string
-	// homeless says that no node has an address of the Service's families.
+	// homeless says that no node of the Service has an address of its families.
 	homeless bool
 	// kept says that some edge goes on with what the Service asked for before.
 	kept bool
