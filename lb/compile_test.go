@@ -157,6 +157,8 @@ func describe(o lb.Outcome) string {
 		switch {
 		case g.FailingOpen:
 			remark = ", failing open"
+		case g.LastResort:
+			remark = ", last resort"
 		case len(g.Backends) == 0:
 			remark = ", empty"
 		}

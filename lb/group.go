@@ -393,7 +393,7 @@ func (r recipe) make(health Health) Group {
 			g.Backends[i].State = Active
 		}
 	default:
-		r.lastResort(g.Backends, health)
+		g.LastResort = r.lastResort(g.Backends, health)
 	}
 	return g
 }
@@ -415,13 +415,15 @@ func (m *member) state(h MemberHealth) BackendState {
 	return Draining
 }
 
-// lastResort gives new connections to those who answer and would rather have none.
+// lastResort gives new connections to those who answer and would rather have none,
+// and tells whether there are any.
 // With policy Local their last endpoints are ending and serve until then, while
 // the next node is not up yet: refusing would break what could be served.
-func (r recipe) lastResort(backends []Backend, health Health) {
+func (r recipe) lastResort(backends []Backend, health Health) (found bool) {
 	for i, m := range r.members {
 		if !m.draining && health(r.id.Cluster, r.check.HealthCheck, m.name).State == healthcheck.Draining {
-			backends[i].State = Active
+			backends[i].State, found = Active, true
 		}
 	}
+	return found
 }

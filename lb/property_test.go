@@ -195,6 +195,9 @@ func checkGroup(t *testing.T, in lb.Input, out lb.Outcome, id lb.GroupID, g lb.G
 			t.Errorf("group %v has %s, which is not probed", id, b.Node)
 		}
 	}
+	if g.LastResort && (active == 0 || g.FailingOpen) {
+		t.Errorf("group %v is at its last resort with %d of %d active, failing open %v", id, active, len(g.Backends), g.FailingOpen)
+	}
 	if g.FailingOpen && active != len(g.Backends) {
 		t.Errorf("group %v is failing open with %d of %d active", id, active, len(g.Backends))
 	}

@@ -67,6 +67,9 @@ type Group struct {
 	Backends []Backend
 	// FailingOpen says that no member is up and all are Active nevertheless.
 	FailingOpen bool
+	// LastResort says that no member is up, and that those are Active that answer
+	// and say that they should not get traffic.
+	LastResort bool
 }
 
 // Backend is a member of a group.

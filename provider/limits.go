@@ -81,7 +81,7 @@ func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
 	add("connections of a dead node", string(cmp.Or(l.OnUnhealthy, lb.OnUnhealthyReset)), from(AnnotationOnUnhealthy))
 	open := "all nodes get traffic"
 	if !l.FailOpen {
-		open = "connections are refused"
+		open = "nodes that end but answer, else refused" // see lb.Group.LastResort
 	}
 	add("when no node is up", open, "spec.externalTrafficPolicy")
 	return append(out, checkLimits(l.HealthCheck, from)...)

@@ -176,7 +176,7 @@ func facts(l lb.LoadBalancer) []Field {
 		add("Members", "only nodes with ready endpoints")
 	}
 	if !l.FailOpen {
-		add("When no member is up", "connections are refused")
+		add("When no member is up", "those that answer but say they should not get traffic take it; without those connections are refused")
 	}
 	return f
 }

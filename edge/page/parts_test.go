@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 
+	"github.com/eclusa-lb/eclusa/edge"
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -137,12 +138,51 @@ func TestJudge(t *testing.T) {
 		{"one down", Members{Total: 3, Up: 2, Down: 1}, applied, true, lb.LoadBalancer{}, Degraded, "1 of 3"},
 		{"all down", Members{Total: 3, Down: 3}, applied, true, lb.LoadBalancer{}, Failing, "refused"},
 		{"all down, open", Members{Total: 3, Down: 3, FailingOpen: true}, applied, true, lb.LoadBalancer{FailOpen: true}, Failing, "goes to all"},
+		{"the last resort", Members{Total: 3, Down: 1, Draining: 2, LastResort: 2}, applied, true, lb.LoadBalancer{}, Failing, "goes to the 2 that answer"},
 		{"no endpoints", Members{}, applied, true, lb.LoadBalancer{Members: map[lb.NodeName]lb.Member{}}, Failing, "ready endpoint"},
 		{"no nodes", Members{}, applied, true, lb.LoadBalancer{}, Failing, "no member"},
 	} {
 		state, reason := judge(LoadBalancer{Members: c.members, Applied: c.status.Applied, Problems: c.status.Problems}, c.l, c.told)
 		if state != c.state || !strings.Contains(reason, c.reason) {
 			t.Errorf("%s: got %s %q; want %s %q", c.name, state, reason, c.state, c.reason)
+		}
+	}
+}
+
+// Who gets traffic when nobody is up is what the table says.
+func TestMembersWhenNobodyIsUp(t *testing.T) {
+	const (
+		up     = healthcheck.Up
+		down   = healthcheck.Down
+		ending = healthcheck.Draining
+	)
+	for _, c := range []struct {
+		name   string
+		states []healthcheck.State // the first is that of a drained node
+		open   bool
+		want   Members
+	}{
+		{"one is up", []healthcheck.State{down, ending, up}, false, Members{Total: 3, Up: 1, Draining: 2}},
+		{"two end", []healthcheck.State{ending, ending, ending}, false, Members{Total: 3, Draining: 3, LastResort: 2}},
+		{"all down", []healthcheck.State{down, down, down}, false, Members{Total: 3, Draining: 1, Down: 2}},
+		{"all end, open", []healthcheck.State{up, ending, ending}, true, Members{Total: 3, Draining: 3, FailingOpen: true}},
+		{"all down, open", []healthcheck.State{down, down, down}, true, Members{Total: 3, Draining: 1, Down: 2, FailingOpen: true}},
+		{"nobody is known yet", []healthcheck.State{up, healthcheck.Unknown}, true, Members{Total: 2, Draining: 1, FailingOpen: true}},
+	} {
+		cluster := edge.ClusterView{
+			Config: lb.Config{Nodes: map[lb.NodeName]lb.Node{"n0": {Draining: true}}, Pools: map[lb.PoolName]lb.Pool{"pool": {}}},
+			Status: lb.Status{Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{"tcp:1": {}}},
+		}
+		for i, state := range c.states {
+			node := lb.NodeName(fmt.Sprint("n", i))
+			cluster.Config.Pools["pool"][node] = lb.Member{}
+			cluster.Status.Checks["tcp:1"][node] = lb.MemberStatus{State: state}
+		}
+		s := &snapshot{members: map[scope]Members{}}
+		got := s.membersOf(cluster, lb.LoadBalancer{Pool: "pool", FailOpen: c.open}, "tcp:1")
+		got.ending = 0
+		if got != c.want {
+			t.Errorf("%s: got %+v; want %+v", c.name, got, c.want)
 		}
 	}
 }

@@ -153,6 +153,9 @@ func (s *snapshot) membersOf(c edge.ClusterView, l lb.LoadBalancer, id lb.CheckI
 		for node := range membersIn(c.Config, l) {
 			health := c.Status.Checks[id][node]
 			m.Total++
+			if !c.Config.Nodes[node].Draining && health.State == healthcheck.Draining {
+				m.ending++
+			}
 			switch {
 			case c.Config.Nodes[node].Draining, health.State == healthcheck.Draining:
 				m.Draining++
@@ -168,7 +171,14 @@ func (s *snapshot) membersOf(c edge.ClusterView, l lb.LoadBalancer, id lb.CheckI
 			s.members[key] = m
 		}
 	}
-	m.FailingOpen = l.FailOpen && m.Total > 0 && m.Serving() == 0 && m.Down > 0
+	if m.Serving() > 0 {
+		return m
+	}
+	if l.FailOpen {
+		m.FailingOpen = m.Down+m.Draining > 0
+	} else {
+		m.LastResort = m.ending
+	}
 	return m
 }
 
@@ -219,6 +229,8 @@ func judge(out LoadBalancer, l lb.LoadBalancer, told bool) (State, string) {
 		return Failing, "has no member; connections are refused"
 	case m.FailingOpen:
 		return Failing, "no member is up; traffic goes to all of them"
+	case m.LastResort > 0:
+		return Failing, fmt.Sprintf("no member is up; traffic goes to the %d that answer but say they should not get any", m.LastResort)
 	case m.Serving() == 0 && m.Down == 0 && m.Draining == 0:
 		return Pending, "no member has been checked yet"
 	case m.Serving() == 0:

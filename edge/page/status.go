@@ -219,6 +219,11 @@ type Members struct {
 	Unchecked int `json:"unchecked,omitempty"`
 	// FailingOpen says that none is up, and that traffic goes to all of them.
 	FailingOpen bool `json:"failingOpen,omitempty"`
+	// LastResort counts those that answer and say that they should not get traffic,
+	// and get it since none is up.
+	LastResort int `json:"lastResort,omitempty"`
+
+	ending int // answer so, whoever is up
 }
 
 // Node is a node of a cluster.

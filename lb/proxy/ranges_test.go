@@ -1,10 +1,13 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -87,5 +90,35 @@ func BenchmarkRanges(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestRangesReachWhatDrains: a frontend that is gone has connections that drain, and
+// they obey the ranges of its load balancer.
+func TestRangesReachWhatDrains(t *testing.T) {
+	p := newPlace(t, Options{}, lb.TCP, 1)
+	r := p.table.Routes[p.front]
+	r.DrainTimeout = time.Hour
+	p.table.Routes = map[lb.Frontend]lb.Route{p.front: r}
+	p.set()
+	p.echo(0)
+	c, err := p.ask("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := freePort(t, p.front.Addr)
+	other := lb.Frontend{Addr: at.Addr(), Port: at.Port(), Protocol: lb.TCP}
+	only := func(prefix string) {
+		r.SourceRanges = []netip.Prefix{netip.MustParsePrefix(prefix)}
+		p.table.Routes = map[lb.Frontend]lb.Route{other: r}
+		p.set()
+	}
+	only("127.0.0.0/8")
+	if err := again(c, "again"); err != nil {
+		t.Fatalf("a connection that drains, of a client that is allowed: %v", err)
+	}
+	only("192.0.2.0/24")
+	if err := again(c, "again"); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("a connection that drains, of a client that is not allowed any more: got %v; want a reset", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -183,6 +184,7 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 			c.remove(fe)
 		}
 	}
+	c.restrictRetired(routes)
 	for id, g := range e.groups {
 		if !used[g] {
 			delete(e.groups, id)
@@ -208,6 +210,30 @@ func (c *change) respec(fe *frontend, was, s *spec) {
 	}
 	if was.AffinityFor <= 0 && s.AffinityFor > 0 {
 		c.inAll(fe.settleAll)
+	}
+}
+
+// restrictRetired makes the source ranges of an owner reach the connections that
+// drain on frontends that it has no more.
+func (c *change) restrictRetired(routes map[lb.Frontend]lb.Route) {
+	if len(c.e.retired) == 0 {
+		return
+	}
+	ranges := make(map[lb.Owner][]netip.Prefix) // the frontends of an owner have the same
+	for _, r := range routes {
+		if len(r.SourceRanges) > 0 {
+			ranges[r.Owner] = r.SourceRanges
+		}
+	}
+	for _, fe := range c.e.retired {
+		was, allowed := fe.spec.Load(), ranges[fe.owner.id]
+		if len(allowed) == 0 || sameRanges(was.SourceRanges, allowed) {
+			continue
+		}
+		s := *was
+		s.SourceRanges, s.allowed = allowed, c.rangesOf(allowed)
+		fe.spec.Store(&s)
+		c.inAll(fe.expel)
 	}
 }
 
