@@ -308,6 +308,20 @@ func init() {
 		}, nil, map[string]string{
 			"a": one + " from common", "b": `198.51.100.9 from common; without tcp 443, which default/a has`,
 		}},
+		{"who shared by a key goes on when one has another, and nobody joins them", []ipam.Claim{
+			claim("a", holds("192.0.2.1"), shares("", 80), uses(80)), claim("b", holds("192.0.2.1"), shares("k", 443), uses(443)),
+			claim("c", shares("k", 444)), claim("d", shares("k", 445), wants("192.0.2.1")),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main",
+			"d": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "k": ask for another address, or give both the same key`,
+		}},
+		{"a key must be that of all who share", []ipam.Claim{
+			claim("a", holds("192.0.2.1"), shares("k", 80), uses(80)), claim("b", holds("192.0.2.1"), shares("l", 443), uses(443)),
+			claim("c", shares("k", 444)), claim("d", shares("k", 445), wants("192.0.2.1")),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main",
+			"d": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/b", which does not have the sharing key "k": ask for another address, or give both the same key`,
+		}},
 		{"a port of a shared key", []ipam.Claim{
 			claim("a", shares("k", 80, 443), holds("192.0.2.1"), uses(80)), claim("b", shares("k", 443), holds("192.0.2.1"), uses(443)),
 		}, nil, map[string]string{

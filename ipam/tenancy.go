@@ -10,6 +10,9 @@ import (
 // A tenancy is who has an address.
 type tenancy struct {
 	first *Claim
+	// apart holds the address as well, and may not share it with first any more. As
+	// long as there is one nobody can join them.
+	apart *Claim
 	// shared says that its pool lets everybody share it.
 	shared bool
 	ports  map[PortKey]*Claim // nil if nobody can share it
@@ -23,8 +26,11 @@ func (t *tenancy) admits(c *Claim) bool {
 // blocks returns the claim because of which c cannot have the address too, and
 // the port that they both want, if it is only for that.
 func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
-	if !t.admits(c) {
+	switch {
+	case !t.admits(c):
 		return t.first, PortKey{}
+	case t.apart != nil && t.first != c:
+		return t.apart, PortKey{}
 	}
 	for _, p := range c.Ports {
 		if other := t.ports[p]; other != nil && other != c {
@@ -35,10 +41,10 @@ func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
 }
 
 // remain says whether a claim that holds the address may stay beside the others
-// who hold it: they came together while the pool was shared, and each is known to
-// be served there.
+// who hold it: they came together while they shared it, and each is known to be
+// served there, whatever keys they have now.
 func (t *tenancy) remain(c *Claim, addr netip.Addr) bool {
-	return t.admits(c) || c.SharingKey == "" && t.first.SharingKey == "" && c.knownOn(addr) && t.first.knownOn(addr) && t.ports != nil
+	return t.admits(c) && t.apart == nil || c.knownOn(addr) && t.first.knownOn(addr) && t.ports != nil
 }
 
 // tenancyOf returns the tenancy of an address, which begins with c if it is new.
@@ -96,6 +102,9 @@ func (a *assignment) establish(c *Claim) {
 			continue
 		}
 		t := a.tenancyOf(c, addr)
+		if t.apart == nil && !t.admits(c) {
+			t.apart = c
+		}
 		for _, p := range c.Ports {
 			if slices.Contains(c.HeldPorts[addr], p) {
 				t.hand(c, []PortKey{p})

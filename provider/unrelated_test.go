@@ -216,3 +216,34 @@ func TestUnrelatedRestartBeforeEdgesTell(t *testing.T) {
 		same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy")
 	}
 }
+
+// TestUnrelatedSharingKeyRemoved takes the sharing key from the older of two Services:
+// nothing happens to the younger one, also when eclusa starts anew.
+func TestUnrelatedSharingKeyRemoved(t *testing.T) {
+	s := newSimulation(t)
+	p, e := testPool("public", "192.0.2.7-192.0.2.8"), testEdge("e1")
+	s.world.Pools, s.world.Edges = append(s.world.Pools, p), append(s.world.Edges, e)
+	s.world.Nodes = append(s.world.Nodes, testNode("n1", "10.0.0.1"))
+	older := testService("older", 30080, annotated(AnnotationSharingKey, "k"))
+	younger := testService("younger", 30443, annotated(AnnotationSharingKey, "k"), func(svc *v1.Service) { svc.Spec.Ports[0].Port = 443 })
+	s.world.Services = append(s.world.Services, older, younger)
+	for i, o := range []runtime.Object{p, e, s.world.Nodes[0], older, younger} {
+		s.stamp(accessor(o), i)
+	}
+	younger.CreationTimestamp.Time = older.CreationTimestamp.Add(1e9)
+	s.settle()
+	before := s.sent(false)["e1"]["uid-younger"]
+	same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy")
+	edited := s.world.Services[0].DeepCopy()
+	delete(edited.Annotations, string(AnnotationSharingKey))
+	s.stamp(edited, 1000)
+	s.world.Services[0] = edited
+	for range 3 {
+		s.settle()
+		for _, svc := range s.world.Services {
+			same(t, "status of "+svc.Name, told(svc), "192.0.2.7 Proxy")
+		}
+		same(t, "the younger one", s.sent(false)["e1"]["uid-younger"], before)
+		s.restart()
+	}
+}
