@@ -232,14 +232,32 @@ func asks(ports ...uint16) part {
 	}
 }
 
-// uses makes a claim known to use ports already.
+// uses makes a claim known to use ports already of all that it holds.
 func uses(ports ...uint16) part {
+	return func(c *ipam.Claim) { usesOn(addrsText(c.Held), ports...)(c) }
+}
+
+// usesOn makes a claim known to use ports already of some addresses.
+func usesOn(at []string, ports ...uint16) part {
 	return func(c *ipam.Claim) {
-		c.HeldPorts = []ipam.PortKey{}
-		for _, p := range ports {
-			c.HeldPorts = append(c.HeldPorts, ipam.PortKey{Protocol: lb.TCP, Port: p})
+		if c.HeldPorts == nil {
+			c.HeldPorts = map[netip.Addr][]ipam.PortKey{}
+		}
+		for _, a := range addrs(at...) {
+			c.HeldPorts[a] = nil
+			for _, p := range ports {
+				c.HeldPorts[a] = append(c.HeldPorts[a], ipam.PortKey{Protocol: lb.TCP, Port: p})
+			}
 		}
 	}
+}
+
+func addrsText(all []netip.Addr) []string {
+	var out []string
+	for _, a := range all {
+		out = append(out, a.String())
+	}
+	return out
 }
 
 func init() {
@@ -274,6 +292,35 @@ func init() {
 		}, nil, map[string]string{
 			"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main",
 			"d": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a": ask for another address, or let both share it`,
+		}},
+		{"ports are known of one address and not of another", []ipam.Claim{
+			claim("a", shares("", 443), holds("198.51.100.9", "192.0.2.1"), usesOn([]string{"192.0.2.1"}, 443)), claim("b", asks(443), late, holds(one), uses(443)),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main", "b": one + " from common",
+		}},
+		{"whoever comes to want only what another has stays without", []ipam.Claim{
+			claim("a", asks(443), holds(one), uses(443)), claim("b", asks(443), holds(one), uses(80)),
+		}, nil, map[string]string{
+			"a": one + " from common", "b": `198.51.100.9 from common; without tcp 443, which default/a has`,
+		}},
+		{"whose port it is is not known, and nobody moves", []ipam.Claim{
+			claim("a", asks(80, 443), holds(one)), claim("b", asks(443), holds(one)),
+		}, nil, map[string]string{
+			"a": one + " from common", "b": `198.51.100.9 from common; without tcp 443, which default/a has`,
+		}},
+		{"who shared by a key goes on when one has another, and nobody joins them", []ipam.Claim{
+			claim("a", holds("192.0.2.1"), shares("", 80), uses(80)), claim("b", holds("192.0.2.1"), shares("k", 443), uses(443)),
+			claim("c", shares("k", 444)), claim("d", shares("k", 445), wants("192.0.2.1")),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main",
+			"d": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "k": ask for another address, or give both the same key`,
+		}},
+		{"a key must be that of all who share", []ipam.Claim{
+			claim("a", holds("192.0.2.1"), shares("k", 80), uses(80)), claim("b", holds("192.0.2.1"), shares("l", 443), uses(443)),
+			claim("c", shares("k", 444)), claim("d", shares("k", 445), wants("192.0.2.1")),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main",
+			"d": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/b", which does not have the sharing key "k": ask for another address, or give both the same key`,
 		}},
 		{"a port of a shared key", []ipam.Claim{
 			claim("a", shares("k", 80, 443), holds("192.0.2.1"), uses(80)), claim("b", shares("k", 443), holds("192.0.2.1"), uses(443)),

@@ -37,13 +37,19 @@ type Claim struct {
 	SharingKey string
 	// Ports are what the claim uses of its addresses.
 	Ports []PortKey
-	// HeldPorts are those that it is known to use of the Held addresses already, nil
-	// if that is not known. Where addresses are shared they come before what others
-	// want, however old those are.
-	HeldPorts []PortKey
+	// HeldPorts are those that it is known to use already of each of the Held
+	// addresses; one of which that is not known is missing. Where addresses are
+	// shared they come before what others want, however old those are.
+	HeldPorts map[netip.Addr][]PortKey
 	// Held are the addresses that were assigned before. They are kept unless the
 	// claim asks for something else, or an older claim holds them as well.
 	Held []netip.Addr
+}
+
+// knownOn says whether it is known what the claim uses of an address.
+func (c *Claim) knownOn(addr netip.Addr) bool {
+	_, known := c.HeldPorts[addr]
+	return known
 }
 
 // PortKey is one port of an address.

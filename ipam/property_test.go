@@ -48,7 +48,10 @@ func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantin
 	}
 	next := slices.Clone(claims)
 	for i, c := range next {
-		next[i].Held, next[i].HeldPorts = results[c.Owner].Addresses, served(c, results[c.Owner])
+		next[i].Held, next[i].HeldPorts = results[c.Owner].Addresses, map[netip.Addr][]ipam.PortKey{}
+		for _, a := range next[i].Held {
+			next[i].HeldPorts[a] = served(c, results[c.Owner])
+		}
 		for _, a := range c.Held {
 			if !slices.Contains(next[i].Held, a) {
 				freed[a] = ipam.Quarantine{Since: c.Time}
@@ -145,7 +148,8 @@ func checkTenants(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, results 
 	together := map[netip.Addr]bool{} // all who have it held it before
 	for _, c := range claims {
 		for _, a := range results[c.Owner].Addresses {
-			before := slices.Contains(c.Held, a) && c.HeldPorts != nil && c.SharingKey == ""
+			_, known := c.HeldPorts[a]
+			before := slices.Contains(c.Held, a) && known
 			if owner, taken := owners[a]; taken && !common(a) && (c.SharingKey == "" || keys[a] != c.SharingKey) && (!before || !together[a]) {
 				t.Errorf("%s is given to %s and %s, which do not share", a, owner, c.Owner)
 			}
@@ -187,11 +191,13 @@ func randomClaims(r *rand.Rand) []ipam.Claim {
 		if r.IntN(3) == 0 {
 			c.Requested = append(c.Requested, randomAddr(r))
 		}
-		if r.IntN(2) == 0 {
-			c.HeldPorts = slices.Clone(c.Ports[:r.IntN(len(c.Ports)+1)])
-		}
+		c.HeldPorts = map[netip.Addr][]ipam.PortKey{}
 		for range r.IntN(3) {
-			c.Held = append(c.Held, randomAddr(r))
+			a := randomAddr(r)
+			c.Held = append(c.Held, a)
+			if r.IntN(2) == 0 {
+				c.HeldPorts[a] = slices.Clone(c.Ports[:r.IntN(len(c.Ports)+1)])
+			}
 		}
 		claims = append(claims, c)
 	}

@@ -10,6 +10,9 @@ import (
 // A tenancy is who has an address.
 type tenancy struct {
 	first *Claim
+	// apart holds the address as well, and may not share it with first any more. As
+	// long as there is one nobody can join them.
+	apart *Claim
 	// shared says that its pool lets everybody share it.
 	shared bool
 	ports  map[PortKey]*Claim // nil if nobody can share it
@@ -23,8 +26,11 @@ func (t *tenancy) admits(c *Claim) bool {
 // blocks returns the claim because of which c cannot have the address too, and
 // the port that they both want, if it is only for that.
 func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
-	if !t.admits(c) {
+	switch {
+	case !t.admits(c):
 		return t.first, PortKey{}
+	case t.apart != nil && t.first != c:
+		return t.apart, PortKey{}
 	}
 	for _, p := range c.Ports {
 		if other := t.ports[p]; other != nil && other != c {
@@ -35,10 +41,10 @@ func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
 }
 
 // remain says whether a claim that holds the address may stay beside the others
-// who hold it: they came together while the pool was shared, and each is known to
-// be served there.
-func (t *tenancy) remain(c *Claim) bool {
-	return t.admits(c) || c.SharingKey == "" && t.first.SharingKey == "" && c.HeldPorts != nil && t.first.HeldPorts != nil && t.ports != nil
+// who hold it: they came together while they shared it, and each is known to be
+// served there, whatever keys they have now.
+func (t *tenancy) remain(c *Claim, addr netip.Addr) bool {
+	return t.admits(c) && t.apart == nil || c.knownOn(addr) && t.first.knownOn(addr) && t.ports != nil
 }
 
 // tenancyOf returns the tenancy of an address, which begins with c if it is new.
@@ -88,19 +94,19 @@ func (t *tenancy) hand(c *Claim, ports []PortKey) {
 // establish gives a claim the ports that it is known to use of the addresses that
 // it holds, before anybody gets a port that is new to him.
 func (a *assignment) establish(c *Claim) {
-	if c.HeldPorts == nil {
-		return
-	}
 	for _, addr := range c.Held {
-		if !usable(addr) {
+		if !usable(addr) || !c.knownOn(addr) {
 			continue
 		}
-		if t := a.taken[addr]; t != nil && !t.remain(c) {
+		if t := a.taken[addr]; t != nil && !t.remain(c, addr) {
 			continue
 		}
 		t := a.tenancyOf(c, addr)
+		if t.apart == nil && !t.admits(c) {
+			t.apart = c
+		}
 		for _, p := range c.Ports {
-			if slices.Contains(c.HeldPorts, p) {
+			if slices.Contains(c.HeldPorts[addr], p) {
 				t.hand(c, []PortKey{p})
 			}
 		}
@@ -108,18 +114,22 @@ func (a *assignment) establish(c *Claim) {
 }
 
 // stays says whether a claim can go on with an address that it holds: nobody else
-// has it, or it shares it and has at least one of its ports.
+// has it, or it shares it and is known to be there, whatever ports it wants by now, or
+// at least one of its ports is not known to be another's.
 func (a *assignment) stays(c *Claim, addr netip.Addr) bool {
 	t := a.taken[addr]
 	switch {
 	case t == nil:
 		return true
-	case !t.remain(c):
+	case !t.remain(c, addr):
 		return false
-	case len(c.Ports) == 0 || t.ports == nil:
+	case len(c.Ports) == 0 || t.ports == nil || c.knownOn(addr):
 		return true
 	}
-	return slices.ContainsFunc(c.Ports, func(p PortKey) bool { return t.ports[p] == nil || t.ports[p] == c })
+	return slices.ContainsFunc(c.Ports, func(p PortKey) bool {
+		other := t.ports[p]
+		return other == nil || other == c || !other.knownOn(addr)
+	})
 }
 
 // clashes returns the ports of a claim that others have on its addresses.

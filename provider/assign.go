@@ -19,6 +19,7 @@ import (
 // that are not recorded yet.
 func (r *round) assign() {
 	r.grant()
+	r.forgetLost()
 	proposals := make(map[lb.UID]proposal)
 	for _, s := range r.subjects {
 		if s.path == foreigns || !s.grant.ok || sameAddresses(s.grant.addrs, s.recorded) {
@@ -40,6 +41,22 @@ func (r *round) assign() {
 		proposals[s.uid] = p
 	}
 	r.proposals = proposals
+}
+
+// forgetLost takes from the records of refused Services what others have got.
+func (r *round) forgetLost() {
+	granted := make(map[netip.Addr]bool, len(r.subjects))
+	for _, s := range r.subjects {
+		for _, a := range s.grant.addrs {
+			granted[a] = true
+		}
+	}
+	for _, s := range r.subjects {
+		lost := func(a netip.Addr) bool { return granted[a] && !slices.Contains(s.grant.addrs, a) }
+		if s.path != foreigns && !s.grant.ok && slices.ContainsFunc(s.recorded, lost) {
+			s.recorded = slices.DeleteFunc(slices.Clone(s.recorded), lost)
+		}
+	}
 }
 
 // grant asks for the addresses of all Services at once.
@@ -96,7 +113,7 @@ type claimed struct {
 	held         []netip.Addr
 	families     []lb.Family
 	untranslated string
-	ports        []ipam.PortKey
+	ports        map[netip.Addr][]ipam.PortKey
 }
 
 // sameClaims says whether an assignment would have the same result as the last
@@ -114,7 +131,7 @@ func (r *round) sameClaims() bool {
 		!slices.EqualFunc(last.claims, claims, func(a, b claimed) bool {
 			return a.svc == b.svc && a.path == b.path && slices.Equal(a.held, b.held) &&
 				slices.Equal(a.families, b.families) && a.untranslated == b.untranslated &&
-				(a.ports == nil) == (b.ports == nil) && slices.Equal(a.ports, b.ports)
+				maps.EqualFunc(a.ports, b.ports, slices.Equal)
 		}) {
 		r.granted.quarantined = len(r.quarantine.addrs)+len(r.quarantine.truncated) > 0
 		return false
@@ -141,10 +158,7 @@ func (r *round) claimOf(s *subject, eligible map[string][]string) ipam.Claim {
 		Families: s.families, Held: s.held, HeldPorts: s.heldPorts, EligiblePools: r.eligible(s, eligible),
 	}
 	c.SharingKey = sharingKey(s)
-	c.Ports = portKeys(t.LoadBalancer.Listeners)
-	if len(t.Refusals) > 0 && s.good != nil {
-		c.Ports = portKeys(s.good.LoadBalancer.Listeners) // with which it goes on
-	}
+	c.Ports = s.claimedPorts()
 	if !s.unclear() && s.path != foreigns {
 		c.Requested, c.Pool, c.RequireAll = t.Wishes.Addresses, t.Wishes.Pool, !t.OneFamilySuffices
 	}

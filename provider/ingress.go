@@ -92,7 +92,11 @@ func (s *subject) unservedTexts() []string {
 func (r *round) brokenPorts(s *subject, standings []standing) map[netip.Addr][]UnservedPort {
 	everywhere := s.unserved()
 	if s.built == nil {
-		return nil
+		out := make(map[netip.Addr][]UnservedPort, len(s.served))
+		for _, a := range s.served {
+			out[a] = everywhere
+		}
+		return out
 	}
 	ofEdges := slices.ContainsFunc(standings, func(st standing) bool { return len(st.listeners) > 0 })
 	unheard := len(standings) == 0 || slices.ContainsFunc(standings, func(st standing) bool { return !st.known })

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -22,34 +23,52 @@ func sharingKey(s *subject) string {
 	return ""
 }
 
-// findHeldPorts finds out which ports of shared addresses Services are known to
-// use. The edges tell; where none is reached that has the Service, what they were
-// told last counts.
+// findHeldPorts finds out which ports of each shared address Services are known to
+// use.
 //
 // Nothing else of two Services must fit together: each listener has members, health
 // check, source ranges and PROXY protocol of its own, and an address is on edges and
 // not on a node, so that externalTrafficPolicy Local binds it to none.
 func (r *round) findHeldPorts() {
-	holders := make(map[netip.Addr]int, len(r.subjects))
+	holders := make(map[netip.Addr][]*subject, len(r.subjects))
 	for _, s := range r.subjects {
 		for _, a := range s.held {
-			holders[a]++
+			holders[a] = append(holders[a], s)
 		}
 	}
 	for _, s := range r.subjects {
-		if slices.ContainsFunc(s.held, func(a netip.Addr) bool { return holders[a] > 1 }) {
-			s.heldPorts = r.portsInUse(s)
+		for _, a := range s.held {
+			if len(holders[a]) < 2 || !slices.Contains(s.told, a) && !r.share(a, holders[a]) {
+				continue // those that share no longer stay only if that outlives a restart
+			}
+			if ports, known := r.portsInUse(s, a); known {
+				if s.heldPorts == nil {
+					s.heldPorts = make(map[netip.Addr][]ipam.PortKey, len(s.held))
+				}
+				s.heldPorts[a] = ports
+			}
 		}
 	}
 }
 
-func (r *round) portsInUse(s *subject) []ipam.PortKey {
-	var ports []ipam.PortKey
-	known := false
+// share says whether all these Services may share the address as they are.
+func (r *round) share(a netip.Addr, all []*subject) bool {
+	if p := poolOf(r.pools, a); p != nil && p.Shared {
+		return true
+	}
+	key := sharingKey(all[0])
+	return key != "" && !slices.ContainsFunc(all, func(s *subject) bool { return sharingKey(s) != key })
+}
+
+// portsInUse returns the ports of an address that the Service is known to use. The
+// edges tell that have the address for it; where none is reached, what they were told
+// last counts, and after a restart the Service's status, which its users cannot write.
+// Its annotations tell nothing here.
+func (r *round) portsInUse(s *subject, a netip.Addr) (ports []ipam.PortKey, known bool) {
 	for _, name := range sortedNames(r.Fleet) {
 		st := r.Fleet[name]
 		l, ok := st.Holds.LoadBalancers[s.uid]
-		if !ok || !st.Known || !slices.ContainsFunc(l.Addresses, func(a netip.Addr) bool { return slices.Contains(s.held, a) }) {
+		if !ok || !st.Known || !slices.Contains(l.Addresses, a) {
 			continue
 		}
 		known = true
@@ -59,15 +78,46 @@ func (r *round) portsInUse(s *subject) []ipam.PortKey {
 			}
 		}
 	}
-	switch b := r.builds[s.uid]; {
-	case known && ports == nil:
-		return []ipam.PortKey{}
+	b := r.builds[s.uid]
+	switch {
 	case known:
-		return ports
-	case b != nil:
-		return portKeys(b.Listeners)
+		return ports, true
+	case b != nil && slices.Contains(b.Addresses, a):
+		return portKeys(b.Listeners), true
+	case b == nil && s.good != nil && slices.Contains(r.holdings[s.uid].addrs, a):
+		return nil, true // others had all of its ports
+	case slices.Contains(s.told, a):
+		return s.portsTold(a), true
 	}
-	return nil
+	return nil, false
+}
+
+// portsTold returns those of the Service's ports that its status tells to be its own
+// on an address.
+func (s *subject) portsTold(a netip.Addr) []ipam.PortKey {
+	var ports []ipam.PortKey
+	for _, in := range s.svc.Status.LoadBalancer.Ingress {
+		if in.IP != a.String() {
+			continue
+		}
+		if len(in.Ports) == 0 {
+			return s.claimedPorts()
+		}
+		for _, p := range in.Ports {
+			if ptr.Deref(p.Error, "") != Prefix+portInUse {
+				ports = append(ports, ipam.PortKey{Protocol: lb.Protocol(strings.ToLower(string(p.Protocol))), Port: uint16(p.Port)})
+			}
+		}
+	}
+	return ports
+}
+
+// claimedPorts returns the ports that the Service is to have of its addresses.
+func (s *subject) claimedPorts() []ipam.PortKey {
+	if len(s.translation.Refusals) > 0 && s.good != nil {
+		return portKeys(s.good.LoadBalancer.Listeners) // with which it goes on
+	}
+	return portKeys(s.translation.LoadBalancer.Listeners)
 }
 
 func portKeys(listeners []lb.Listener) []ipam.PortKey {

@@ -34,9 +34,9 @@ type subject struct {
 	// held are all addresses that must not be given to anybody else: recorded
 	// ones, proposed ones, and those in the status.
 	held []netip.Addr
-	// heldPorts are those that it is known to use of a shared address, nil if it
-	// shares none or that is not known.
-	heldPorts []ipam.PortKey
+	// heldPorts are those that it is known to use of each address that it shares; one
+	// of which that is not known is missing.
+	heldPorts map[netip.Addr][]ipam.PortKey
 	// families are those that it wants addresses of, and untranslated says why a
 	// requested address of another family cannot be had.
 	families     []lb.Family

@@ -150,3 +150,100 @@ func TestUnrelatedSharing(t *testing.T) {
 	same(t, "when the other is gone", told(s.world.Services[0]), "192.0.2.7 Proxy")
 	same(t, "listeners then", len(s.wanted["e1"].Config.LoadBalancers["uid-older"].Listeners), 2)
 }
+
+// TestUnrelatedSharingSurvivesRestart lets the younger of two Services have no port
+// that is not the older one's, and eclusa start anew before it has heard of any edge.
+// No Service gets another address, and none a port that another has.
+func TestUnrelatedSharingSurvivesRestart(t *testing.T) {
+	s := newSimulation(t)
+	p, e := testPool("public", "192.0.2.7"), testEdge("e1")
+	p.Spec.Sharing = "Always"
+	s.world.Pools, s.world.Edges = append(s.world.Pools, p), append(s.world.Edges, e)
+	s.world.Nodes = append(s.world.Nodes, testNode("n1", "10.0.0.1"))
+	older := testService("older", 30443, func(svc *v1.Service) { svc.Spec.Ports[0].Port = 443 })
+	younger := testService("younger", 30080)
+	s.world.Services = append(s.world.Services, older, younger)
+	for i, o := range []runtime.Object{p, e, s.world.Nodes[0], older, younger} {
+		s.stamp(accessor(o), i)
+	}
+	younger.CreationTimestamp.Time = older.CreationTimestamp.Add(1e9)
+	s.settle()
+	before := s.sent(false)["e1"]["uid-older"]
+	edited := s.world.Services[1].DeepCopy()
+	edited.Spec.Ports[0].Port = 443
+	s.stamp(edited, 1000)
+	s.world.Services[1] = edited
+	for range 3 {
+		s.settle()
+		same(t, "record", s.world.Services[1].Annotations[string(AnnotationAssignedAddresses)], "192.0.2.7")
+		same(t, "status", told(s.world.Services[1]), "192.0.2.7 Proxy 443/TCP=eclusa.io/PortInUse")
+		same(t, "status of the older one", told(s.world.Services[0]), "192.0.2.7 Proxy")
+		same(t, "the older one", s.sent(false)["e1"]["uid-older"], before)
+		s.restart()
+	}
+}
+
+// TestUnrelatedRestartBeforeEdgesTell starts eclusa anew while no edge is reached: a
+// port that the older Service came to want stays the younger one's.
+func TestUnrelatedRestartBeforeEdgesTell(t *testing.T) {
+	s := newSimulation(t)
+	p, e := testPool("public", "192.0.2.7-192.0.2.8"), testEdge("e1")
+	p.Spec.Sharing = "Always"
+	s.world.Pools, s.world.Edges = append(s.world.Pools, p), append(s.world.Edges, e)
+	s.world.Nodes = append(s.world.Nodes, testNode("n1", "10.0.0.1"))
+	older := testService("older", 30080, annotated(AnnotationAddresses, "192.0.2.7"))
+	younger := testService("younger", 30443, annotated(AnnotationAddresses, "192.0.2.7"), func(svc *v1.Service) { svc.Spec.Ports[0].Port = 443 })
+	s.world.Services = append(s.world.Services, older, younger)
+	for i, o := range []runtime.Object{p, e, s.world.Nodes[0], older, younger} {
+		s.stamp(accessor(o), i)
+	}
+	younger.CreationTimestamp.Time = older.CreationTimestamp.Add(1e9)
+	s.settle()
+	grab := s.world.Services[0].DeepCopy()
+	grab.Spec.Ports = append(grab.Spec.Ports, v1.ServicePort{Name: "tls", Protocol: v1.ProtocolTCP, Port: 443, NodePort: 30081})
+	s.stamp(grab, 1000)
+	s.world.Services[0] = grab
+	s.settle()
+	s.restart()
+	for range 3 {
+		d := s.decider.decide(s.world)
+		for target, w := range d.Writes {
+			s.write(target, w)
+		}
+		same(t, "listeners of the older one", len(d.Wanted["e1"].Config.LoadBalancers["uid-older"].Listeners), 1)
+		same(t, "listeners of the younger one", len(d.Wanted["e1"].Config.LoadBalancers["uid-younger"].Listeners), 1)
+		same(t, "status of the older one", told(s.world.Services[0]), "192.0.2.7 Proxy 80/TCP 443/TCP=eclusa.io/PortInUse")
+		same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy")
+	}
+}
+
+// TestUnrelatedSharingKeyRemoved takes the sharing key from the older of two Services:
+// nothing happens to the younger one, also when eclusa starts anew.
+func TestUnrelatedSharingKeyRemoved(t *testing.T) {
+	s := newSimulation(t)
+	p, e := testPool("public", "192.0.2.7-192.0.2.8"), testEdge("e1")
+	s.world.Pools, s.world.Edges = append(s.world.Pools, p), append(s.world.Edges, e)
+	s.world.Nodes = append(s.world.Nodes, testNode("n1", "10.0.0.1"))
+	older := testService("older", 30080, annotated(AnnotationSharingKey, "k"))
+	younger := testService("younger", 30443, annotated(AnnotationSharingKey, "k"), func(svc *v1.Service) { svc.Spec.Ports[0].Port = 443 })
+	s.world.Services = append(s.world.Services, older, younger)
+	for i, o := range []runtime.Object{p, e, s.world.Nodes[0], older, younger} {
+		s.stamp(accessor(o), i)
+	}
+	younger.CreationTimestamp.Time = older.CreationTimestamp.Add(1e9)
+	s.settle()
+	before := s.sent(false)["e1"]["uid-younger"]
+	same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy")
+	edited := s.world.Services[0].DeepCopy()
+	delete(edited.Annotations, string(AnnotationSharingKey))
+	s.stamp(edited, 1000)
+	s.world.Services[0] = edited
+	for range 3 {
+		s.settle()
+		for _, svc := range s.world.Services {
+			same(t, "status of "+svc.Name, told(svc), "192.0.2.7 Proxy")
+		}
+		same(t, "the younger one", s.sent(false)["e1"]["uid-younger"], before)
+		s.restart()
+	}
+}

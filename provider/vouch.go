@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -15,7 +16,7 @@ import (
 // For an address speak our own memory, the status of the Service (which its
 // users cannot write), and an edge that holds the address for it.
 func (r *round) vouch() {
-	taken := map[netip.Addr]string{} // with which sharing key
+	taken := map[netip.Addr][]*subject{}
 	doubtful := map[*subject][]netip.Addr{}
 	for _, s := range r.subjects {
 		for _, a := range s.held {
@@ -23,15 +24,13 @@ func (r *round) vouch() {
 				doubtful[s] = append(doubtful[s], a)
 				continue
 			}
-			taken[a] = sharingKey(s)
+			taken[a] = append(taken[a], s)
 		}
 	}
 	for _, s := range r.subjects { // the oldest first
 		for _, a := range doubtful[s] {
-			key, held := taken[a]
-			free := !held || key != "" && key == sharingKey(s) || r.sharedByAll(a)
-			if free && r.couldHave(s, a) {
-				taken[a] = sharingKey(s)
+			if r.isFree(a, s, taken[a]) && r.couldHave(s, a) {
+				taken[a] = append(taken[a], s)
 				continue
 			}
 			drop := func(x netip.Addr) bool { return x == a }
@@ -46,11 +45,23 @@ func (r *round) vouch() {
 	}
 }
 
-// sharedByAll says whether the address is of a pool whose addresses everybody may
-// share, so that a wish for it takes nothing from anybody.
-func (r *round) sharedByAll(a netip.Addr) bool {
-	p := poolOf(r.pools, a)
-	return p != nil && p.Shared
+// isFree says whether a wish of the Service for the address takes nothing from those
+// who have it: all share it, and leave it at least one of its ports. Of two Services
+// that nothing speaks for neither is known to have a port.
+func (r *round) isFree(a netip.Addr, s *subject, holders []*subject) bool {
+	p, key, wanted := poolOf(r.pools, a), sharingKey(s), s.claimedPorts()
+	left := slices.Clone(wanted)
+	for _, h := range holders {
+		if (p == nil || !p.Shared) && (key == "" || key != sharingKey(h)) {
+			return false
+		}
+		ports, known := r.portsInUse(h, a)
+		if !known && r.speaksFor(h, a) {
+			ports = h.claimedPorts()
+		}
+		left = slices.DeleteFunc(left, func(k ipam.PortKey) bool { return slices.Contains(ports, k) })
+	}
+	return len(left) > 0 || len(wanted) == 0
 }
 
 // speaksFor says whether anything but the annotation tells that the Service has
