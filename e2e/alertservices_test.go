@@ -41,6 +41,9 @@ func (w watch) runOut(t *testing.T, ns string) {
 			s.Annotations = map[string]string{"eclusa.io/address-pool": pool}
 			w.c.create(t, s)
 			names = append(names, s.Name)
+			if i+1 < want[pool] {
+				w.c.addresses(t, ns, s.Name) // so that it is the last that has to wait
+			}
 		}
 	}
 	w.fires(t, "EclusaPoolExhausted", "pool=full", "severity=warning")

@@ -252,7 +252,7 @@ func algorithms(t *testing.T, s *stage) {
 	for _, c := range []struct {
 		name        string
 		least, most int // of 40
-	}{{"round-robin", 18, 22}, {"least-connections", 8, 32}, {"random-two-choices", 8, 32}} {
+	}{{"round-robin", 18, 22}, {"least-connections", 4, 36}, {"random-two-choices", 8, 32}} {
 		o := s.serve(t, c.name, local, annotated("algorithm", c.name))
 		o.untilAll(t)
 		o.is(t, "Programmed", metav1.ConditionTrue)

@@ -42,6 +42,12 @@ func noNodePorts(t *testing.T, s *stage) {
 	o.is(t, "Programmed", "True")
 }
 
+// atHome asks for an address that nobody gets after it, so that silence tells that
+// it is gone.
+func atHome(address string) func(*corev1.Service) {
+	return func(svc *corev1.Service) { svc.Spec.LoadBalancerIP = address }
+}
+
 func otherKinds(t *testing.T, s *stage) {
 	headless := lab.Service(s.ns, s.title+"-both")
 	headless.Spec.ClusterIP = corev1.ClusterIPNone
@@ -51,11 +57,12 @@ func otherKinds(t *testing.T, s *stage) {
 	plain := s.make(t, "headless", func(svc *corev1.Service) {
 		svc.Spec.Type, svc.Spec.ClusterIP = corev1.ServiceTypeClusterIP, corev1.ClusterIPNone
 	})
-	o := s.serve(t, "")
+	o := s.serve(t, "", atHome("172.30.0.238"))
 	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	o.change(t, func(svc *corev1.Service) {
 		svc.Spec.Type, svc.Spec.ExternalName = corev1.ServiceTypeExternalName, "example.com"
+		svc.Spec.LoadBalancerIP = ""
 		svc.Spec.ClusterIP, svc.Spec.ClusterIPs = "", nil
 		svc.Spec.Ports[0].NodePort = 0
 	})
@@ -92,7 +99,7 @@ var classEntries = []entry{
 
 // A Service has exactly one owner in the end.
 func classChanges(t *testing.T, s *stage) {
-	o := s.serve(t, "")
+	o := s.serve(t, "", atHome("172.30.0.239"))
 	from := fromOutside.of(s)
 	from.answers(t, "tcp", o.at(80))
 	o.change(t, func(svc *corev1.Service) { svc.Spec.Type = corev1.ServiceTypeNodePort })

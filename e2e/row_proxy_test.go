@@ -195,18 +195,18 @@ func silentProbes(t *testing.T, s *stage) {
 	go record(listener, came)
 	t.Cleanup(func() { listener.Close() })
 	o := s.standIn(t, "", node, port, annotated("proxy-protocol", "v2", "health-check-protocol", "tcp", "health-check-interval", "200ms", "health-check-timeout", "200ms"))
-	eventually(t, 15*time.Second, func() error {
-		conn, err := fromOutside.of(s).dial(t.Context(), "tcp", o.at(80))
-		if err == nil {
-			_, err = io.WriteString(conn, "hello")
-			conn.Close()
-		}
-		return err
-	})
+	// Again and again, since the node port is not open at once.
+	hello := time.NewTicker(250 * time.Millisecond)
+	defer hello.Stop()
 	const signature = "\r\n\r\n\x00\r\nQUIT\n"
 	probes, clients := 0, 0
 	for deadline := time.After(15 * time.Second); probes < 5 || clients < 1; {
 		select {
+		case <-hello.C:
+			if conn, err := fromOutside.of(s).dial(t.Context(), "tcp", o.at(80)); err == nil {
+				_, _ = io.WriteString(conn, "hello")
+				conn.Close()
+			}
 		case text := <-came:
 			switch {
 			case text == "":
