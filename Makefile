@@ -57,7 +57,9 @@ package: ## Debian and RPM packages of the edge for amd64 and arm64 into bin/pac
 	$(GO) run ./release/cmd/release package --platform $(PLATFORMS)
 
 .PHONY: test
-test: lint-fast test-unit test-lab ## every test: formatting and vet, all packages with the race detector, the lab and end to end (needs root)
+test: lint-fast lab-binaries ## every test: formatting and vet, all packages with the race detector, the lab and end to end (needs root)
+	@$(MAKE) --no-print-directory test-unit ECLUSA_KUBERNETES="$$($(GO) run ./lab/cmd/lab build)"
+	@$(MAKE) --no-print-directory test-lab
 
 .PHONY: test-unit
 test-unit: ## the tests of all packages with the race detector; those that need root say so and are skipped without it
