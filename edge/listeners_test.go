@@ -20,7 +20,7 @@ func TestThousandsOfListeners(t *testing.T) {
 		l := config.LoadBalancers["u1"]
 		l.Listeners = nil
 		for i := range many {
-			l.Listeners = append(l.Listeners, lb.Listener{Protocol: lb.TCP, Port: uint16(1024 + i), TargetPort: uint16(30000 + i)}) //nolint:gosec // small
+			l.Listeners = append(l.Listeners, lb.Listener{Protocol: lb.TCP, Port: uint16(1024 + i), TargetPort: uint16(30000 + i)})
 		}
 		config.LoadBalancers["u1"] = l
 		epoch := b.claim("prod")

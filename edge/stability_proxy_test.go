@@ -21,7 +21,7 @@ import (
 // configuration may name. Another process of this test has other ones.
 func local(a netip.Addr) netip.Addr {
 	b := a.As4()
-	return netip.AddrFrom4([4]byte{127, byte(192 + os.Getpid()%60), b[0]%16 + b[1]*16, b[3]}) //nolint:gosec // whatever it is
+	return netip.AddrFrom4([4]byte{127, byte(192 + os.Getpid()%60), b[0]%16 + b[1]*16, b[3]})
 }
 
 // A localEngine carries the traffic of a table on the loopback.
@@ -116,8 +116,8 @@ func members(t *testing.T, k kinds) {
 	for _, p := range prefixes {
 		for n := range k.nodes {
 			for port := range k.ports {
-				node := netip.AddrFrom4([4]byte{p.node[0], p.node[1], 0, byte(1 + n)})                    //nolint:gosec // small
-				l, err := net.Listen("tcp", netip.AddrPortFrom(local(node), uint16(30001+port)).String()) //nolint:gosec // small
+				node := netip.AddrFrom4([4]byte{p.node[0], p.node[1], 0, byte(1 + n)})
+				l, err := net.Listen("tcp", netip.AddrPortFrom(local(node), uint16(30001+port)).String())
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -53,7 +53,7 @@ func seeds(t *testing.T, usual int, f func(t *testing.T, seed uint64)) {
 	}
 	began := time.Now()
 	for n := 0; n < usual || time.Since(began) < long; n++ {
-		seed := first + uint64(n) //nolint:gosec // not negative
+		seed := first + uint64(n)
 		if !t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { f(t, seed) }) {
 			t.Fatalf("again with %s=%d", seedVariable, seed)
 		}

@@ -184,7 +184,7 @@ func (w *world) loadBalancer(cluster lb.Cluster, uid lb.UID) lb.LoadBalancer {
 func (w *world) listeners() []lb.Listener {
 	var all []lb.Listener
 	for range 1 + w.IntN(3) {
-		port := uint16(1 + w.IntN(w.kinds.ports)) //nolint:gosec // small
+		port := uint16(1 + w.IntN(w.kinds.ports))
 		all = append(all, lb.Listener{Protocol: one(w, lb.TCP, lb.TCP, lb.TCP, lb.UDP, lb.SCTP), Port: 20000 + port, TargetPort: 30000 + port})
 	}
 	return all

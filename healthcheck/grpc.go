@@ -90,7 +90,7 @@ func checkRequest(service string) []byte {
 				message = append(message, byte(n))
 				break
 			}
-			message = append(message, byte(n&0x7f|0x80))
+			message = append(message, byte(n&0x7f|0x80)) //nolint:gosec // seven bits
 		}
 		message = append(message, service...)
 	}

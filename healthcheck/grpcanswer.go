@@ -247,7 +247,7 @@ func servingStatus(body []byte) (status uint64, ok bool) {
 			rest = rest[size:]
 		case 2:
 			size, n := binary.Uvarint(rest)
-			if n <= 0 || size > uint64(len(rest)-n) {
+			if n <= 0 || size > uint64(len(rest)-n) { //nolint:gosec // Uvarint never takes more than there is
 				return 0, false
 			}
 			rest = rest[n+int(size):] //nolint:gosec // within rest

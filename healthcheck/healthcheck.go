@@ -100,11 +100,11 @@ const (
 // (or the interval if that is shorter), 3 failures until Down, 2 successes until
 // Up, path /healthz for http and https. Protocol none has none.
 func (s Spec) WithDefaults() Spec {
-	switch s.Protocol {
-	case "":
-		s.Protocol = TCP
-	case None:
+	if s.Protocol == None {
 		return s
+	}
+	if s.Protocol == "" {
+		s.Protocol = TCP
 	}
 	if s.Path == "" && (s.Protocol == HTTP || s.Protocol == HTTPS) {
 		s.Path = DefaultPath

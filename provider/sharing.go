@@ -105,7 +105,7 @@ func (s *subject) portsTold(a netip.Addr) []ipam.PortKey {
 		}
 		for _, p := range in.Ports {
 			if ptr.Deref(p.Error, "") != Prefix+portInUse {
-				ports = append(ports, ipam.PortKey{Protocol: lb.Protocol(strings.ToLower(string(p.Protocol))), Port: uint16(p.Port)})
+				ports = append(ports, ipam.PortKey{Protocol: lb.Protocol(strings.ToLower(string(p.Protocol))), Port: uint16(p.Port)}) //nolint:gosec // the API server bounds ports
 			}
 		}
 	}

@@ -17,7 +17,7 @@ func wide(revision uint64, listeners int) lb.Config {
 	for uid, l := range c.LoadBalancers {
 		l.Listeners = nil
 		for i := range listeners {
-			l.Listeners = append(l.Listeners, lb.Listener{Name: fmt.Sprintf("port-%d", i), Protocol: lb.TCP, Port: uint16(1024 + i), TargetPort: uint16(30000 + i%2768)}) //nolint:gosec // small
+			l.Listeners = append(l.Listeners, lb.Listener{Name: fmt.Sprintf("port-%d", i), Protocol: lb.TCP, Port: uint16(1024 + i), TargetPort: uint16(30000 + i%2768)})
 		}
 		c.LoadBalancers[uid] = l
 	}
