@@ -1,0 +1,2 @@
+// Package nftables is the data plane in the kernel.
+package nftables

@@ -1,0 +1,49 @@
+package nftables
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap/zaptest"
+
+	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/lbtest"
+)
+
+// withdrawing is an engine whose end is for good.
+type withdrawing struct{ *Engine }
+
+func (w withdrawing) Shutdown(ctx context.Context) error { return w.Withdraw(ctx) }
+
+func TestEngine(t *testing.T) {
+	lbtest.InNamespaces(t, func(n lbtest.Network) {
+		lbtest.TestEngine(t, func(t *testing.T) lb.Engine {
+			e := New(Options{Log: zaptest.NewLogger(t)})
+			t.Cleanup(func() {
+				if t.Failed() {
+					logRuleset(t)
+				}
+				if _, err := Cleanup(e.log); err != nil {
+					t.Error(err)
+				}
+			})
+			// The others end as a daemon does that is started again.
+			if strings.Contains(t.Name(), "/Shutdown") {
+				return withdrawing{e}
+			}
+			return e
+		}, n, lbtest.DialRetry, lbtest.OwnSockets, lbtest.ExactTurns)
+	})
+}
+
+func logRuleset(t *testing.T) {
+	for _, c := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}} {
+		out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
+		t.Logf("%s: %v\n%s", strings.Join(c, " "), err, out)
+	}
+}
+
+var _ = os.Getenv
