@@ -247,18 +247,24 @@ func (e *Engine) retire(r *route, now time.Time) {
 
 // schedule notes when connections to what was removed now have to be cut.
 func (e *Engine) schedule(now time.Time) {
-	drains := map[time.Duration]bool{0: true}
-	for _, r := range e.state.routes {
-		drains[r.spec.DrainTimeout] = true
-	}
+	drains := maps.Clone(e.state.drains)
+	drains[0] = true // those that are half open end at once
 	for _, r := range e.retired {
 		drains[r.spec.DrainTimeout] = true
 	}
 	for d := range drains {
-		e.sweeps = append(e.sweeps, now.Add(d))
+		e.sweepAt(now.Add(d))
 	}
-	slices.SortFunc(e.sweeps, time.Time.Compare)
 	e.kick()
+}
+
+// sweepAt notes that flows have to be looked at. The time is rounded up, so that
+// many changes in a row have one look in common.
+func (e *Engine) sweepAt(at time.Time) {
+	at = at.Add(sweepGrain).Truncate(sweepGrain)
+	if i, there := slices.BinarySearchFunc(e.sweeps, at, time.Time.Compare); !there {
+		e.sweeps = slices.Insert(e.sweeps, i, at)
+	}
 }
 
 // kick wakes the keeper.

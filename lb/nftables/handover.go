@@ -114,7 +114,7 @@ func (e *Engine) inherit(h heritage) {
 		}
 		e.retired[retiredKey{r.Frontend, r.Owner}] = old
 		e.byID[r.Mark] = old
-		e.sweeps = append(e.sweeps, r.Deadline)
+		e.sweepAt(r.Deadline)
 	}
 	e.former = make(map[lb.GroupID]map[netip.Addr]departed)
 	for _, m := range h.Members {

@@ -19,7 +19,7 @@ const (
 	sweepShare = 20
 	// sweepGrain is within what time connections that end by and by are looked at
 	// together.
-	sweepGrain = 100 * time.Millisecond
+	sweepGrain = 200 * time.Millisecond
 )
 
 // start opens what the engine works with, once, and learns what a process before

@@ -24,12 +24,17 @@ type state struct {
 	vips   map[netip.Addr]bool
 	shape  *shape
 	chains []*chain
+	// datagrams are the groups that UDP routes use, drains the drain timeouts of
+	// all routes.
+	datagrams map[lb.GroupID]bool
+	drains    map[time.Duration]bool
 }
 
 func newState() *state {
 	return &state{
 		routes: make(map[lb.Frontend]*route), pools: make(map[lb.GroupID]*pool),
 		owners: make(map[lb.Owner]mark), vips: make(map[netip.Addr]bool), shape: newShape(),
+		datagrams: make(map[lb.GroupID]bool), drains: make(map[time.Duration]bool),
 	}
 }
 
@@ -96,6 +101,7 @@ func (p *plan) keepRoutes() bool {
 	}
 	p.next.routes, p.next.owners = p.was.routes, p.was.owners
 	p.next.vips, p.next.shape, p.next.chains = p.was.vips, p.was.shape, p.was.chains
+	p.next.datagrams, p.next.drains = p.was.datagrams, p.was.drains
 	maps.Copy(p.refused, p.e.refused)
 	return true
 }
@@ -137,7 +143,7 @@ func (p *plan) changePools() {
 		}
 		p.changeBuckets(was, now)
 		if was != nil {
-			p.changeMembers(was, now)
+			p.changeMembers(was, now, p.was.datagrams[id])
 		}
 	}
 	for id, was := range p.was.pools {
@@ -148,13 +154,13 @@ func (p *plan) changePools() {
 }
 
 // changeMembers notes what the change of a pool means for its flows.
-func (p *plan) changeMembers(was, now *pool) {
+func (p *plan) changeMembers(was, now *pool, datagrams bool) {
 	for a, b := range was.members {
 		after, stays := now.members[a]
 		switch {
 		case stays && after.State == b.State:
 		case !stays:
-			p.urgent, p.later = true, true
+			p.urgent, p.later = p.urgent || datagrams, true
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Dead:
 			p.urgent = true
@@ -251,6 +257,10 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 			continue
 		}
 		p.setRoute(f, spec)
+		p.next.drains[spec.DrainTimeout] = true
+		if f.Protocol == lb.UDP {
+			p.next.datagrams[spec.Group] = true
+		}
 	}
 	for f, was := range p.was.routes {
 		if now := p.next.routes[f]; now == nil || now.id != was.id {

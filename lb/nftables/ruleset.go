@@ -99,7 +99,9 @@ func hooked() []*chain {
 			c.add(v.identify(v.only()))
 		}
 		for _, v := range versions {
-			c.add(v.only().marked(ofRoute, kindMask).goTo("admit" + v.suffix))
+			// A refusal has the mark of the connection that it ends, and the other
+			// direction.
+			c.add(v.only().direction(0).marked(ofRoute, kindMask).goTo("admit" + v.suffix))
 		}
 		for _, v := range versions {
 			c.add(v.only().payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first).in("vips"+v.suffix, first).goTo("unserved"))
@@ -109,7 +111,7 @@ func hooked() []*chain {
 	// Both kinds of marks: the first of them are 0xec and 0xed.
 	const routeOrPool = kindMask &^ 0x01000000
 	for _, v := range versions {
-		postrouting.add(v.only().marked(ofRoute, routeOrPool).goTo("depart" + v.suffix))
+		postrouting.add(v.only().direction(0).marked(ofRoute, routeOrPool).goTo("depart" + v.suffix))
 	}
 	counting := &chain{name: "counting", hook: &hook{ofFilter, hookPostrouting, afterSrcNAT}}
 	for _, v := range versions {

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"strings"
@@ -84,7 +85,19 @@ var typeOfSources = map[*version][]byte{
 
 // marks returns a set of marks.
 func marks(name string, flags uint32) *set {
-	return &set{name: name, flags: flags, keyType: typeMark, keyLen: 4}
+	return &set{name: name, flags: flags, keyType: typeMark, keyLen: 4, userData: byteOrders(hostOrder, hostOrder)}
+}
+
+const (
+	anyOrder  = 0
+	hostOrder = 1
+)
+
+// byteOrders tells nft how to print keys and values.
+func byteOrders(keys, values uint32) []byte {
+	const keyOrder, dataOrder = 0, 1
+	b := append([]byte{keyOrder, 4}, binary.NativeEndian.AppendUint32(nil, keys)...)
+	return append(append(b, dataOrder, 4), binary.NativeEndian.AppendUint32(nil, values)...)
 }
 
 // jumps returns a verdict map of marks.
@@ -125,7 +138,7 @@ func baseSets() []*set {
 		}
 		all = append(all,
 			&set{name: "vips" + v.suffix, keyType: v.kind, keyLen: v.length},
-			&set{name: "routes" + v.suffix, flags: setMap, keyType: tuple, keyLen: v.length + 8, dataType: typeMark, dataLen: 4},
+			&set{name: "routes" + v.suffix, flags: setMap, keyType: tuple, keyLen: v.length + 8, dataType: typeMark, dataLen: 4, userData: byteOrders(anyOrder, hostOrder)},
 			&set{name: "ports" + v.suffix, flags: setMap, keyType: tuple, keyLen: v.length + 8, dataType: typePort, dataLen: 2},
 			&set{name: "buckets" + v.suffix, flags: setMap, keyType: concat(typeMark, typeInteger), keyLen: 8, dataType: v.kind, dataLen: v.length, userData: typeOfBuckets[v]},
 			&set{name: "sources" + v.suffix, flags: setMap, keyType: typeInteger, keyLen: 4, dataType: v.kind, dataLen: v.length, userData: typeOfSources[v]},

@@ -84,7 +84,7 @@ func (e *Engine) judgeOrphan(f *flow, now time.Time) verdict {
 	if !ok {
 		end = now.Add(lb.DefaultDrainTimeout)
 		e.orphans[f.mark] = end
-		e.sweeps = append(e.sweeps, end)
+		e.sweepAt(end)
 	}
 	if now.Before(end) {
 		return keep
@@ -117,7 +117,7 @@ func (e *Engine) sweep() {
 	}
 	if err != nil {
 		e.log.Error("connections of members or frontends that are gone cannot be ended; it is tried again", zap.Error(err))
-		e.sweeps = append(e.sweeps, start.Add(time.Second))
+		e.sweepAt(start.Add(time.Second))
 	}
 	for i := range e.cuts {
 		if c := &e.cuts[i]; c.tries == 0 {
