@@ -46,10 +46,26 @@ func (s *socket) commit(w *batch) error {
 	if w.empty() {
 		return nil
 	}
-	flags := w.b[w.last+6:]
-	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
+	w.acknowledgeLast()
 	at := w.begin(unix.NFNL_MSG_BATCH_END, 0, w.seq+1, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	w.end(at)
+	return s.exchange(w)
+}
+
+// try asks the kernel what it would say of the transaction, and changes nothing:
+// without its end the kernel takes it back.
+func (s *socket) try(w *batch) error {
+	w.acknowledgeLast()
+	return s.exchange(w)
+}
+
+func (w *batch) acknowledgeLast() {
+	flags := w.b[w.last+6:]
+	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
+}
+
+// exchange sends a transaction and waits for what the kernel says of it.
+func (s *socket) exchange(w *batch) error {
 	if err := s.send(w.b); err != nil {
 		return err
 	}

@@ -54,8 +54,7 @@ func (e *Engine) start() (err error) {
 	}
 	for v, set := range map[*version]string{v4: "IPv4", v6: "IPv6"} {
 		if len(e.sources[v]) == 0 {
-			e.log.Warn("members see this machine's own address as the source of all connections, since no source address is configured; with many short connections the members' sockets in TIME_WAIT then refuse new ones, from about 1,000 connections per second and member on",
-				zap.String("family", set), zap.String("remedy", "nftables.sourceAddresses: at least eight addresses that lead to this machine"))
+			e.log.Warn("no source address is configured: "+masqueraded, zap.String("family", set))
 		}
 	}
 	e.keeper.Add(1)

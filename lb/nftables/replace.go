@@ -49,6 +49,15 @@ func (e *Engine) replace(s *state) error {
 
 // replaceWith sends what is needed, and tells whether that was anything.
 func (e *Engine) replaceWith(s *state, present *present, anew bool) (sent bool, err error) {
+	w, err := e.difference(s, present, anew)
+	if err != nil {
+		return false, err
+	}
+	return !w.empty(), e.rules.commit(w)
+}
+
+// difference writes what is missing or wrong, or everything anew.
+func (e *Engine) difference(s *state, present *present, anew bool) (*batch, error) {
 	w := newBatch()
 	if anew && present.table {
 		w.deleteTable()
@@ -79,10 +88,10 @@ func (e *Engine) replaceWith(s *state, present *present, anew bool) (sent bool, 
 		}
 	}
 	if err := e.correctElements(w, s, present); err != nil {
-		return false, err
+		return nil, err
 	}
 	present.deleteOthers(w, s, e.sets(s))
-	return !w.empty(), e.rules.commit(w)
+	return w, nil
 }
 
 func sameChains(a, b []*chain) bool { return slices.EqualFunc(a, b, (*chain).equal) }

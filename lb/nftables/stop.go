@@ -22,6 +22,9 @@ func (e *Engine) Shutdown(context.Context) error {
 	return nil
 }
 
+// ServesOn tells that the kernel goes on after Shutdown.
+func (e *Engine) ServesOn() bool { return true }
+
 // end stops the keeper and closes what is open.
 func (e *Engine) end() {
 	e.mu.Lock()
