@@ -18,7 +18,28 @@ type withdrawing struct{ *Engine }
 
 func (w withdrawing) Shutdown(ctx context.Context) error { return w.Withdraw(ctx) }
 
-func TestEngine(t *testing.T) {
+// oneFamily is a network without the other address family, so that the two can
+// be tested side by side.
+type oneFamily struct {
+	lbtest.Network
+	family lb.Family
+}
+
+func (n oneFamily) Addresses(f lb.Family) int {
+	if f != n.family {
+		return 0
+	}
+	return n.Network.Addresses(f)
+}
+
+func TestEngineIPv4(t *testing.T) { testEngine(t, lb.IPv4) }
+
+func TestEngineIPv6(t *testing.T) { testEngine(t, lb.IPv6) }
+
+func testEngine(t *testing.T, f lb.Family) {
+	if os.Getenv("ECLUSA_LBTEST_INSIDE") == "" {
+		t.Parallel()
+	}
 	lbtest.InNamespaces(t, func(n lbtest.Network) {
 		lbtest.TestEngine(t, func(t *testing.T) lb.Engine {
 			e := New(Options{Log: zaptest.NewLogger(t)})
@@ -35,7 +56,7 @@ func TestEngine(t *testing.T) {
 				return withdrawing{e}
 			}
 			return e
-		}, n, lbtest.DialRetry, lbtest.OwnSockets, lbtest.ExactTurns)
+		}, oneFamily{n, f}, lbtest.DialRetry, lbtest.OwnSockets, lbtest.ExactTurns)
 	})
 }
 
@@ -45,5 +66,3 @@ func logRuleset(t *testing.T) {
 		t.Logf("%s: %v\n%s", strings.Join(c, " "), err, out)
 	}
 }
-
-var _ = os.Getenv

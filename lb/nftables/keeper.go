@@ -10,8 +10,9 @@ import (
 
 const (
 	// lookInterval is how often the engine looks whether somebody else has changed
-	// its table.
-	lookInterval = time.Second
+	// its table, which costs one message: without the table the kernel translates
+	// nothing, and connections break with the next packet.
+	lookInterval = 100 * time.Millisecond
 	// cleanInterval is how often counters of what is gone are deleted at most.
 	cleanInterval = time.Minute
 	// sweepShare is the share of its time that the engine spends at most on looking

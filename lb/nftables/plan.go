@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -247,6 +248,7 @@ func vipElement(a netip.Addr) element {
 // setRoutes brings the routes in line with the table.
 func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 	crowded := crowdedOut(routes)
+	var fresh []lb.Frontend
 	for f, spec := range routes {
 		err := unsupported(f, spec)
 		if err == nil {
@@ -256,11 +258,20 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 			p.refused[f] = err
 			continue
 		}
-		p.setRoute(f, spec)
 		p.next.drains[spec.DrainTimeout] = true
 		if f.Protocol == lb.UDP {
 			p.next.datagrams[spec.Group] = true
 		}
+		if was := p.was.routes[f]; was == nil || was.spec.Owner != spec.Owner {
+			fresh = append(fresh, f)
+			continue
+		}
+		p.setRoute(f, spec)
+	}
+	// In order, so that equal tables get equal numbers.
+	slices.SortFunc(fresh, compareFrontends)
+	for _, f := range fresh {
+		p.setRoute(f, routes[f])
 	}
 	for f, was := range p.was.routes {
 		if now := p.next.routes[f]; now == nil || now.id != was.id {
@@ -270,6 +281,10 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 			p.urgent = p.urgent || f.Protocol == lb.UDP
 		}
 	}
+}
+
+func compareFrontends(a, b lb.Frontend) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
 func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {

@@ -40,7 +40,9 @@ func (p *present) fits(s *state) bool {
 
 // sameAs compares what cannot be changed.
 func (s *set) sameAs(t *set) bool {
-	return s.flags == t.flags && s.keyType == t.keyType && s.keyLen == t.keyLen && s.dataType == t.dataType && s.dataLen == t.dataLen && s.size == t.size
+	// The kernel has a length of its own for verdicts.
+	sameLen := s.dataLen == t.dataLen || s.dataType == typeVerdict
+	return s.flags == t.flags && s.keyType == t.keyType && s.keyLen == t.keyLen && s.dataType == t.dataType && sameLen && s.size == t.size
 }
 
 func (h *hook) String() string { return fmt.Sprintf("%s %d %d", h.kind, h.number, h.priority) }

@@ -104,7 +104,7 @@ func hooked() []*chain {
 			c.add(v.only().direction(0).marked(ofRoute, kindMask).goTo("admit" + v.suffix))
 		}
 		for _, v := range versions {
-			c.add(v.only().payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first).in("vips"+v.suffix, first).goTo("unserved"))
+			c.add(v.only().direction(0).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first).in("vips"+v.suffix, first).goTo("unserved"))
 		}
 	}
 	postrouting := &chain{name: "postrouting", hook: &hook{ofNAT, hookPostrouting, prioritySrcNAT}}

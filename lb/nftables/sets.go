@@ -103,7 +103,7 @@ func byteOrders(keys, values uint32) []byte {
 // jumps returns a verdict map of marks.
 func jumps(name string) *set {
 	s := marks(name, setMap)
-	s.dataType = typeVerdict
+	s.dataType, s.userData = typeVerdict, byteOrders(hostOrder, anyOrder)
 	return s
 }
 
