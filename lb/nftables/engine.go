@@ -78,6 +78,7 @@ type Engine struct {
 	byID    map[mark]*route    // those of state and the retired ones
 	orphans map[mark]time.Time // marks of flows that nobody knows, with when they end
 	sweeps  []time.Time        // when flows have to be looked at
+	soon    bool               // at once
 	swept   time.Time
 	cost    time.Duration // of the last look at all flows
 	cuts    []cut
@@ -229,8 +230,12 @@ func (e *Engine) adopt(p *plan) {
 	if len(p.affinity) > 0 {
 		e.purgeClients(p.affinity)
 	}
-	if p.urgent {
+	switch {
+	case p.urgent:
 		e.sweep()
+	case p.soon:
+		e.soon = true
+		e.kick()
 	}
 	if p.urgent || p.later {
 		e.schedule(p.now)

@@ -138,7 +138,9 @@ func (e *Engine) due(now time.Time) bool {
 		n++
 	}
 	e.sweeps = slices.Delete(e.sweeps, 0, n)
-	return n > 0 || now.Sub(e.swept) >= e.idleSweep()
+	soon := e.soon
+	e.soon = false
+	return soon || n > 0 || now.Sub(e.swept) >= e.idleSweep()
 }
 
 // idleSweep is how often connections are looked at that may be idle.

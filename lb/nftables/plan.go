@@ -59,9 +59,9 @@ type plan struct {
 	deleted  map[string][]element
 	added    map[string][]element
 	affinity []netip.Addr // members that remembered clients must not go to any more
-	// urgent tells that there may be flows that must not go on a moment longer,
-	// later that some end by and by.
-	urgent, later bool
+	// urgent tells that there may be sessions that must not have one more datagram,
+	// soon that connections have to be reset, later that some end by and by.
+	urgent, soon, later bool
 }
 
 // plan works out the next state. It changes nothing but which numbers are given
@@ -164,7 +164,7 @@ func (p *plan) changeMembers(was, now *pool, datagrams bool) {
 			p.urgent, p.later = p.urgent || datagrams, true
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Dead:
-			p.urgent = true
+			p.urgent, p.soon = p.urgent || datagrams, true
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Draining:
 			p.later = true
@@ -311,7 +311,7 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		} else {
 			p.later = true
 		}
-		p.urgent = p.urgent || spec.ResetDead && !was.spec.ResetDead
+		p.soon = p.soon || spec.ResetDead && !was.spec.ResetDead
 	default:
 		if old := p.e.retired[retiredKey{f, spec.Owner}]; old != nil {
 			r.id, r.since = old.id, old.since
