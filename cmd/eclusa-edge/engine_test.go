@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -84,7 +86,7 @@ func TestKernelServesOn(t *testing.T) {
 func TestKernelDeadNode(t *testing.T) {
 	w, _, c, _ := kernelWorld(t)
 	w.inNodes(func() { w.unaddress("eth1", "10.0.0.12/24") })
-	w.status(c, func(s lb.Status) bool { return s.Checks["http:10256/healthz"]["n2"].State == "down" })
+	w.status(c, func(s lb.Status) bool { return s.Checks["http:10256/healthz"]["n2"].State == healthcheck.Down })
 	w.eventually(2*time.Second, func() error {
 		for range 20 {
 			page, err := w.get(vip)
@@ -92,7 +94,7 @@ func TestKernelDeadNode(t *testing.T) {
 				return err
 			}
 			if page == "n2" {
-				return fmt.Errorf("the dead node has answered")
+				return errors.New("the dead node has answered")
 			}
 		}
 		return nil
