@@ -55,7 +55,7 @@ func chooseEngine(c Config, log *zap.Logger) Config {
 	if missing := missing(nftables.Check(nftablesOptions(c))); len(missing) > 0 {
 		c.Engine, why = engineProxy, `"nftables" cannot work here: `+strings.Join(missing, "; ")
 	}
-	log.Info("chose an engine", zap.String("engine", c.Engine), zap.String("why", why))
+	log.Info("chose an engine", zap.String("engine", c.Engine), zap.String("reason", why))
 	return c
 }
 

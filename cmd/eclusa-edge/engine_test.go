@@ -136,7 +136,7 @@ func TestChooseEngine(t *testing.T) {
 	if c = chooseEngine(c, zap.New(logs)); c.Engine != engineNftables {
 		t.Errorf("auto with every right: got %s; want nftables", c.Engine)
 	}
-	if entries := seen.All(); len(entries) != 1 || entries[0].ContextMap()["why"] == "" {
+	if entries := seen.All(); len(entries) != 1 || entries[0].ContextMap()["reason"] == "" {
 		t.Errorf("log of the choice: got %v; want one line that says why", entries)
 	}
 	c.Engine = engineProxy

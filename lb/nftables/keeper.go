@@ -53,9 +53,9 @@ func (e *Engine) start() (err error) {
 	if err := applySettings(e.opts.KeepSysctls, e.log); err != nil {
 		return err
 	}
-	for v, set := range map[*version]string{v4: "IPv4", v6: "IPv6"} {
+	for v, name := range map[*version]string{v4: "ipv4", v6: "ipv6"} {
 		if len(e.sources[v]) == 0 {
-			e.log.Warn("no source address is configured: "+masqueraded, zap.String("family", set))
+			e.log.Warn("no source address is configured: "+masqueraded, zap.String("family", name))
 		}
 	}
 	e.keeper.Add(1)

@@ -67,11 +67,11 @@ func applySettings(keep bool, log *zap.Logger) error {
 		}
 		switch {
 		case err == nil:
-			log.Info("changed a setting of the kernel", zap.String("setting", s.dotted()), zap.String("from", f.have), zap.String("to", s.want), zap.String("why", s.why))
+			log.Info("changed a setting of the kernel", zap.String("setting", s.dotted()), zap.String("was", f.have), zap.String("is", s.want), zap.String("reason", s.why))
 		case s.required:
 			return fmt.Errorf("setting %s is %q and must be %q, since %s: %w", s.dotted(), f.have, s.want, s.why, err)
 		default:
-			log.Warn("a setting of the kernel is not as it should be", zap.String("setting", s.dotted()), zap.String("is", f.have), zap.String("want", s.want), zap.String("why", s.why), zap.Error(err))
+			log.Warn("a setting of the kernel is not as it should be", zap.String("setting", s.dotted()), zap.String("is", f.have), zap.String("want", s.want), zap.String("reason", s.why), zap.Error(err))
 		}
 	}
 	return nil
