@@ -10,6 +10,9 @@ VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty --abbr
 LDFLAGS := -s -w -X github.com/eclusa-lb/eclusa/version.number=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
+# What images and packages are made for.
+PLATFORMS ?= linux/amd64,linux/arm64
+
 # Packages that are tested at once: tests wait more than they compute.
 PACKAGES := $(shell expr `nproc` + 1)
 
@@ -46,12 +49,12 @@ chart: ## package the Helm chart into dist/, with the version from git
 	  "$$helm" package charts/eclusa --destination dist --version '$(CHART_VERSION)' --app-version '$(VERSION)'
 
 .PHONY: image
-image: ## images of the programs for amd64 and arm64 into bin/images/, without Docker
-	$(GO) run ./release/cmd/release image
+image: ## images of the programs for amd64 and arm64 (PLATFORMS=linux/amd64 for one) into bin/images/, without Docker
+	$(GO) run ./release/cmd/release image --platform $(PLATFORMS)
 
 .PHONY: package
 package: ## Debian and RPM packages of the edge for amd64 and arm64 into bin/packages/
-	$(GO) run ./release/cmd/release package
+	$(GO) run ./release/cmd/release package --platform $(PLATFORMS)
 
 .PHONY: test
 test: lint-fast test-unit test-lab ## every test: formatting and vet, all packages with the race detector, the lab and end to end (needs root)

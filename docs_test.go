@@ -150,9 +150,8 @@ func TestAnchors(t *testing.T) {
 }
 
 // TestExamples runs the examples that are marked `sh run`: those of a page one
-// after the other, each in an empty folder, with our programs in the PATH.
-// `sh lab` marks those that need a cluster or an edge; other marks are not looked
-// at.
+// after the other, each in an empty folder, with our programs in the PATH. The
+// other marks are those of e2e's TestExamples; see CONTRIBUTING.md.
 func TestExamples(t *testing.T) {
 	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin+"/", "./cmd/eclusa-edge")
@@ -163,14 +162,10 @@ func TestExamples(t *testing.T) {
 	n := 0
 	for _, p := range readPages(t) {
 		for _, b := range p.blocks {
-			language, mark, marked := strings.Cut(b.info, " ")
-			if !marked || language != "sh" {
-				continue
+			if !b.wellMarked() {
+				t.Errorf("%s:%d: commands are marked %q, want `sh run`, `sh lab`, `sh lab edge` or `sh skip REASON`", p.path, b.line, b.info)
 			}
-			if mark != "run" && mark != "lab" {
-				t.Errorf("%s:%d: example is marked %q, want `sh run` or `sh lab`", p.path, b.line, b.info)
-			}
-			if mark != "run" {
+			if b.info != "sh run" {
 				continue
 			}
 			n++
@@ -182,8 +177,40 @@ func TestExamples(t *testing.T) {
 			}
 		}
 	}
-	if n < 3 {
-		t.Errorf("ran %d examples, want those of the quickstart and of operations", n)
+	if n < 2 {
+		t.Errorf("ran %d examples, want those of operations", n)
+	}
+}
+
+// typed is how a block begins that people type.
+var typed = regexp.MustCompile(`^\s*(\$ |(kubectl|helm|make|curl|go run|apt-get|systemctl|ssh|sudo) |eclusa-edge (--|pki|upgrade|withdraw))`)
+
+// wellMarked reports whether a block of commands says who runs it, or why nobody
+// does.
+func (b block) wellMarked() bool {
+	language, mark, _ := strings.Cut(b.info, " ")
+	switch language {
+	case "sh":
+		reason, skipped := strings.CutPrefix(mark, "skip ")
+		return mark == "run" || mark == "lab" || mark == "lab edge" || skipped && strings.Contains(reason, " ")
+	case "", "bash", "shell", "console":
+		return language == "" && !typed.MatchString(b.code)
+	}
+	return true
+}
+
+// TestMarks checks what counts as well marked.
+func TestMarks(t *testing.T) {
+	for info, want := range map[string]bool{
+		"sh run": true, "sh lab": true, "sh lab edge": true, "sh skip there is no such cluster": true,
+		"": false, "sh": false, "sh skip": false, "sh skip no": false, "sh labs": false, "bash": false, "yaml": true, "text": true,
+	} {
+		if got := (block{info: info, code: "kubectl get nodes\n"}).wellMarked(); got != want {
+			t.Errorf("marked %q: %v, want %v", info, got, want)
+		}
+	}
+	if !(block{code: "GET /v1/info\n"}).wellMarked() {
+		t.Error("a block without commands needs no mark")
 	}
 }
 

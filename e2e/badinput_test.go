@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -11,57 +10,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/eclusa-lb/eclusa/lab"
 )
 
-// What cannot be done is refused with the object, the field and the value, in a
-// Condition and an Event, and the Service beside it goes on working.
-func TestBadServicesAreRefusedAloud(t *testing.T) {
-	c := inLab(t)
-	ns := c.namespace(t)
-	c.deploy(t, ns, "web", 2)
-	good := netip.AddrPortFrom(c.serve(t, lab.Service(ns, "good"))[0], 80)
-	c.update(t, ns, "good", func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": "web"} })
-	answers(t, c.client, good)
-
-	for _, bad := range []struct {
-		name      string
-		change    func(*corev1.Service)
-		condition string
-		says      []string
-	}{
-		{"outside", annotate("eclusa.io/addresses", "192.0.2.1"), "AddressAssigned", []string{"192.0.2.1", "pool"}},
-		{"no-address", annotate("eclusa.io/addresses", "300.0.0.1"), "AddressAssigned", []string{"eclusa.io/addresses", "300.0.0.1"}},
-		{"no-pool", annotate("eclusa.io/address-pool", "nowhere"), "AddressAssigned", []string{"nowhere"}},
-		{"interval", annotate("eclusa.io/health-check-interval", "soon"), "", []string{"eclusa.io/health-check-interval", "soon"}},
-		{"typo", annotate("eclusa.io/idle-timout", "5m"), "", []string{"eclusa.io/idle-timout", "eclusa.io/idle-timeout"}},
-		{"proxy", annotate("eclusa.io/proxy-protocol", "v2"), "Programmed", []string{"proxy-protocol"}},
-		{"no-node-ports", func(s *corev1.Service) { s.Spec.AllocateLoadBalancerNodePorts = ptr(false) }, "Programmed", []string{"node port"}},
-		{"sctp", func(s *corev1.Service) { s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP }, "Programmed", []string{"sctp"}},
-	} {
-		t.Run(bad.name, func(t *testing.T) {
-			s := lab.Service(ns, bad.name)
-			s.Spec.Selector = map[string]string{"app": "web"}
-			bad.change(s)
-			c.create(t, s)
-			if bad.condition != "" {
-				cond := c.condition(t, ns, bad.name, bad.condition, metav1.ConditionFalse)
-				wantWords(t, "the condition", cond.Message, bad.says)
-			}
-			eventually(t, 10*time.Second, func() error { return c.warned(t, ns, bad.name, bad.says) })
-			if _, err := get(t.Context(), c.client, good); err != nil {
-				t.Errorf("the good Service is disturbed: %v", err)
-			}
-		})
-	}
-}
-
 // A pool that overlaps another is not used, and says which one.
 func TestOverlappingPool(t *testing.T) {
 	c := inLab(t)
-	pools := c.dynamic.Resource(schema.GroupVersionResource{Group: "eclusa.io", Version: "v1alpha1", Resource: "addresspools"})
+	pools := c.dynamic.Resource(addressPools)
 	pool := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "eclusa.io/v1alpha1", "kind": "AddressPool",
 		"metadata": map[string]any{"name": "overlapping"},
@@ -98,10 +54,6 @@ func TestOverlappingPool(t *testing.T) {
 	if err := pools.Delete(t.Context(), "overlapping", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func annotate(key, value string) func(*corev1.Service) {
-	return func(s *corev1.Service) { s.Annotations = map[string]string{key: value} }
 }
 
 // warned returns an error unless a warning Event about the Service has all words.

@@ -30,7 +30,7 @@ func rounds(t *testing.T) int {
 // running already. Services come one at a time: kube-proxy takes note of changes
 // once a second at most, and would else make each wait for the one before.
 func TestFigureFirstRequest(t *testing.T) {
-	c := inLab(t)
+	c := inLabAlone(t)
 	ns := c.namespace(t)
 	c.deploy(t, ns, "web", 2)
 	var took, told []time.Duration
@@ -59,7 +59,7 @@ const deadNodeLimit = 2500*time.Millisecond + 500*time.Millisecond
 
 // From the silent death of a node to the moment when it gets no new connection.
 func TestFigureDeadNode(t *testing.T) {
-	c := inLab(t)
+	c := inLabAlone(t)
 	ns := c.namespace(t)
 	c.deploy(t, ns, "web", 2)
 	at := netip.AddrPortFrom(c.serve(t, lab.Service(ns, "web"))[0], 80)
@@ -82,4 +82,14 @@ func TestFigureDeadNode(t *testing.T) {
 	if worst(took) > deadNodeLimit {
 		t.Errorf("worst %s, want %s at most", worst(took), deadNodeLimit)
 	}
+}
+
+// rolls is how many rolling updates are made: one in every run, as many as
+// E2E_ROUNDS says for the figures that are reported.
+func rolls(t *testing.T) int {
+	t.Helper()
+	if os.Getenv("E2E_ROUNDS") == "" {
+		return 1
+	}
+	return rounds(t)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -22,8 +23,8 @@ import (
 	"github.com/eclusa-lb/eclusa/lab"
 )
 
-// A cluster is the lab that the tests of this package share, with what they
-// need to talk to it. Every test leaves it whole.
+// A cluster is a lab, with what tests need to talk to it. A test has it to itself
+// and leaves it whole.
 type cluster struct {
 	*lab.Lab
 	kube    kubernetes.Interface
@@ -32,17 +33,20 @@ type cluster struct {
 	edge    *lab.Edge
 }
 
-// shared is the one lab of the run, brought up by the first test that needs it.
-var shared struct {
-	once sync.Once
-	c    *cluster
-	err  error
-}
+// labs are those of the run. A test takes one that is idle, or brings one up, and
+// gives it back. Two are enough: tests wait more than they compute, and two use up
+// two processors and two gigabytes.
+var labs = struct {
+	mu     sync.Mutex
+	idle   []*cluster
+	begun  int // how many were brought up
+	places chan struct{}
+}{places: make(chan struct{}, 2)}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if shared.c != nil {
-		if err := shared.c.Down(); err != nil {
+	for _, c := range labs.idle {
+		if err := c.Down(); err != nil {
 			fmt.Fprintln(os.Stderr, "take the lab down:", err)
 			code = 1
 		}
@@ -50,22 +54,79 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// nodeGrace is how long Kubernetes waits for a silent kubelet here: less than
-// usual, and more than a node is cut off in a test that is not about that.
-const nodeGrace = 16 * time.Second
+const (
+	// nodeGrace is how long Kubernetes waits for a silent kubelet here: less than
+	// usual, and more than a node is cut off in a test that is not about that.
+	nodeGrace = 16 * time.Second
 
-// inLab returns the shared lab. Without root the test is skipped, but fails in
-// CI, where it must not be missed.
+	// lease is for how long a manager leads here that is not heard of any more: less
+	// than usual, since many tests wait for it.
+	lease = 6 * time.Second
+
+	// manyNodePorts are all node ports: many for Services, one with 1,200 ports among
+	// them, and few enough to be used up.
+	manyNodePorts = 1700
+)
+
+// inLab returns a lab that no other test uses meanwhile, while others run in
+// others. Without root the test is skipped, but fails in CI, where it must not be
+// missed.
 func inLab(t *testing.T) *cluster {
 	t.Helper()
 	needRoot(t)
-	shared.once.Do(func() {
-		shared.c, shared.err = start(context.Background(), lab.Options{Log: os.Stderr, LogDir: logDir(), NodeGrace: nodeGrace})
-	})
-	if shared.err != nil {
-		t.Fatalf("bring the lab up: %v", shared.err)
+	t.Parallel()
+	return takeLab(t)
+}
+
+// inLabAlone is inLab for tests that measure: no other test runs meanwhile.
+func inLabAlone(t *testing.T) *cluster {
+	t.Helper()
+	needRoot(t)
+	return takeLab(t)
+}
+
+func takeLab(t *testing.T) *cluster {
+	t.Helper()
+	labs.places <- struct{}{}
+	var c *cluster
+	t.Cleanup(func() { giveLab(t, c) })
+	labs.mu.Lock()
+	if n := len(labs.idle); n > 0 {
+		c, labs.idle = labs.idle[n-1], labs.idle[:n-1]
+		labs.mu.Unlock()
+		return c
 	}
-	return shared.c
+	labs.begun++
+	o := lab.Options{
+		Log: os.Stderr, NodeGrace: nodeGrace, Lease: lease,
+		NodePortRange: fmt.Sprintf("30000-%d", 30000+manyNodePorts-1),
+	}
+	if dir := logDir(); dir != "" {
+		o.LogDir = filepath.Join(dir, fmt.Sprintf("lab-%d", labs.begun))
+	}
+	labs.mu.Unlock()
+	var err error
+	if c, err = start(context.Background(), o); err != nil {
+		t.Fatalf("bring a lab up: %v", err)
+	}
+	return c
+}
+
+// giveLab takes a lab back. One in which a test has failed may not be whole: the
+// next test gets another.
+func giveLab(t *testing.T, c *cluster) {
+	defer func() { <-labs.places }()
+	switch {
+	case c == nil:
+	case t.Failed():
+		if err := c.Down(); err != nil {
+			t.Error(err)
+		}
+	default:
+		labs.mu.Lock()
+		defer labs.mu.Unlock()
+		labs.idle = append(labs.idle, c)
+	}
 }
 
 func needRoot(t *testing.T) {
@@ -79,8 +140,8 @@ func needRoot(t *testing.T) {
 	t.Skip("needs root to bring up a cluster in network namespaces")
 }
 
-// logDir is where the logs of all programs go when E2E_LOGS names a folder;
-// otherwise they go with the lab.
+// logDir is where the logs of all programs go when E2E_LOGS names a folder, to
+// folders by lab; otherwise they go with the labs.
 func logDir() string { return os.Getenv("E2E_LOGS") }
 
 func start(ctx context.Context, o lab.Options) (*cluster, error) {
@@ -110,7 +171,7 @@ func attach(l *lab.Lab) (*cluster, error) {
 // addresses.
 func (c *cluster) namespace(t *testing.T) string {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))
+	name := strings.ToLower(strings.NewReplacer("/", "-", "_", "-", ".", "-").Replace(t.Name()))
 	if len(name) > 50 {
 		name = name[:50]
 	}

@@ -171,6 +171,32 @@ func (c *cluster) ensureCCM(t *testing.T) {
 	}
 }
 
+// apart has the managers run on different nodes, where the scheduler puts them if it
+// can: a test before may have left it no choice.
+func (c *cluster) apart(t *testing.T) {
+	t.Helper()
+	eventually(t, time.Minute, func() error {
+		leader := c.leader(t)
+		replicas, err := c.Manager.Replicas(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, r := range replicas {
+			if r.Name == leader.Name || r.Host != leader.Host {
+				continue
+			}
+			if err := c.kube.CoreV1().Pods(lab.ReleaseNamespace).Delete(t.Context(), r.Name, metav1.DeleteOptions{}); err != nil {
+				return err
+			}
+			if err := c.Manager.Start(t.Context()); err != nil {
+				return err
+			}
+			return fmt.Errorf("%s was on %s as well as the leader", r.Name, r.Host.Name)
+		}
+		return nil
+	})
+}
+
 // restartCCM ends all managers and starts others, which know nothing but what
 // was recorded, and waits until one of them leads.
 func (c *cluster) restartCCM(t *testing.T) {

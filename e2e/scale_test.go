@@ -55,6 +55,7 @@ func TestScale(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes minutes")
 	}
+	t.Parallel()
 	c, err := start(t.Context(), lab.Options{
 		Name: "scale", Nodes: -1, Clients: 2, SingleStack: true, Log: os.Stderr, LogDir: logDir(),
 		ServiceCIDR: "10.96.0.0/12", NodePortRange: "10000-32767",
@@ -154,8 +155,15 @@ func coldStartLimit(t *testing.T) time.Duration {
 
 // nodeEvent changes one node and expects one request at the edge within a second.
 func (c *cluster) nodeEvent(t *testing.T) {
-	c.settle(t)
-	writes := c.metric(t, "eclusa_edge_writes_total", "", "")
+	var writes float64
+	eventually(t, time.Minute, func() error {
+		before := c.metric(t, "eclusa_edge_writes_total", "", "")
+		pause(t.Context(), time.Second)
+		if writes = c.metric(t, "eclusa_edge_writes_total", "", ""); writes != before {
+			return fmt.Errorf("%g requests at the edge in the last second", writes-before)
+		}
+		return nil
+	})
 	n, err := c.kube.CoreV1().Nodes().Get(t.Context(), nodeName(7), metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -175,9 +174,14 @@ type talk struct {
 // startTalk connects and begins to talk.
 func startTalk(t *testing.T, from *lab.Host, at netip.AddrPort) *talk {
 	t.Helper()
+	return caller{host: from}.talk(t, at)
+}
+
+func (c caller) talk(t *testing.T, at netip.AddrPort) *talk {
+	t.Helper()
 	var conn net.Conn
 	eventually(t, 15*time.Second, func() (err error) {
-		conn, err = from.DialContext(t.Context(), "tcp", at.String())
+		conn, err = c.dial(t.Context(), "tcp", at)
 		return err
 	})
 	r := bufio.NewReader(conn)
@@ -232,20 +236,6 @@ func (k *talk) end() error {
 	err := <-k.done
 	k.conn.Close()
 	return err
-}
-
-// refused returns an error unless the address refuses connections at once.
-func refused(ctx context.Context, from *lab.Host, at netip.AddrPort) error {
-	begun := time.Now()
-	_, err := get(ctx, from, at)
-	took := time.Since(begun)
-	switch {
-	case err == nil:
-		return errors.New("connected, want it refused")
-	case took > 500*time.Millisecond:
-		return fmt.Errorf("took %s to fail with %w, want it refused at once", took, err)
-	}
-	return nil
 }
 
 // excuse forgets the failures of requests that were begun before the moment: a

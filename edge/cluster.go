@@ -70,14 +70,34 @@ type cluster struct {
 type clusterStats struct {
 	sets, held, saveErrors, claims, refusedClaims atomic.Uint64
 
-	mu   sync.Mutex
-	save time.Duration // of the last save
+	mu     sync.Mutex
+	save   time.Duration // of the last save that ended
+	saving time.Time     // when the one under way began, zero without one
 }
 
-func (s *clusterStats) lastSave() time.Duration {
+// saveTook notes the end of a save.
+func (s *clusterStats) saveTook(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.save
+	s.save, s.saving = d, time.Time{}
+}
+
+// saveBegan notes the beginning of a save.
+func (s *clusterStats) saveBegan(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saving = at
+}
+
+// lastSave returns how long the last save took, or takes by now if the disk hangs
+// and that is longer.
+func (s *clusterStats) lastSave(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.saving.IsZero() {
+		return s.save
+	}
+	return max(s.save, now.Sub(s.saving))
 }
 
 var _ lb.Balancer = (*cluster)(nil)
@@ -295,10 +315,9 @@ func (c *cluster) replace(before, next *held, data []byte) {
 // cluster from changing its mind; it is told, and tried again.
 func (c *cluster) save(data []byte) {
 	start := c.now()
+	c.stats.saveBegan(start)
 	err := c.configFile.save(data)
-	c.stats.mu.Lock()
-	c.stats.save = c.now().Sub(start)
-	c.stats.mu.Unlock()
+	c.stats.saveTook(c.now().Sub(start))
 	was := c.unsaved.Swap(err != nil)
 	switch {
 	case err != nil:

@@ -86,12 +86,22 @@ func (c *cluster) logStatuses(now map[lb.UID]lb.LoadBalancerStatus) {
 			more++
 			continue
 		}
-		c.log.Warn("a load balancer is not served wholly", zap.String("loadBalancer", names[uid].Name), zap.String("uid", string(uid)), zap.String("reason", faults[uid]))
+		c.log.Warn("a load balancer is not served wholly", zap.String("loadBalancer", names[uid].Name), zap.String("uid", string(uid)), zap.String("reason", shortened(faults[uid])))
 	}
 	if more > 0 {
 		c.log.Warn("more load balancers are not served wholly", zap.Int("more", more))
 	}
 	c.faults = faults
+}
+
+// shortened bounds a text for one line of the log: a load balancer may have
+// thousands of listeners, and a problem with each.
+func shortened(s string) string {
+	const most = 2000
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 func byDetail(a, b lb.Problem) int { return strings.Compare(a.Detail, b.Detail) }

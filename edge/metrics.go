@@ -11,7 +11,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -47,7 +46,7 @@ var (
 	descClaimsRefused   = desc("claims_refused_total", "Claims that were refused.", "cluster")
 	descSaved           = desc("state_saved", "Whether the configuration that is served is on the disk.", "cluster")
 	descSaveErrors      = desc("state_save_errors_total", "Tries to save the state that failed.", "cluster")
-	descSaveSeconds     = desc("state_save_seconds", "Time that the last save took.", "cluster")
+	descSaveSeconds     = desc("state_save_seconds", "Time that the last save took, or that the one under way takes by now if that is longer.", "cluster")
 
 	descReady          = desc("ready", "Whether the edge serves what it was told and has saved it; /readyz says why not.")
 	descApplyErrors    = desc("apply_errors_total", "Tables that the engine did not take.")
@@ -175,7 +174,7 @@ func (c *cluster) collect(s *sink, name string) {
 	s.counter(descClaimsRefused, c.stats.refusedClaims.Load(), name)
 	s.gauge(descSaved, truth(!c.unsaved.Load()), name)
 	s.counter(descSaveErrors, c.stats.saveErrors.Load(), name)
-	s.gauge(descSaveSeconds, c.stats.lastSave().Seconds(), name)
+	s.gauge(descSaveSeconds, c.stats.lastSave(c.now()).Seconds(), name)
 	revision, applied, refused := c.status.summary()
 	s.gauge(descAppliedRevision, float64(revision), name)
 	s.gauge(descLoadBalancers, float64(applied), name, "true")
@@ -191,7 +190,7 @@ func (c collector) collectChecks(s *sink, name lb.Cluster, checks map[lb.CheckID
 			}
 			m := checks[id][node]
 			labels := []string{string(name), string(id), string(node)}
-			s.gauge(descCheckUp, truth(m.State == healthcheck.Up), labels...)
+			s.gauge(descCheckUp, truth(m.State.Serves()), labels...)
 			s.gauge(descCheckState, 1, append(labels, m.State.String(), string(m.Reason))...)
 			if r, ok := c.e.checker.Result(targets[hint{name, id, node}]); ok && r.Latency > 0 {
 				s.gauge(descCheckLatency, r.Latency.Seconds(), labels...)

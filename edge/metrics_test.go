@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -147,4 +148,21 @@ func TestManagement(t *testing.T) {
 		t.Errorf("/other: got %d; want 404", code)
 	}
 	b.stop()
+}
+
+// TestSaveUnderWay tells how long a save takes that does not come to its end.
+func TestSaveUnderWay(t *testing.T) {
+	var s clusterStats
+	begun := time.Unix(1000, 0)
+	s.saveTook(time.Second)
+	s.saveBegan(begun)
+	for after, want := range map[time.Duration]time.Duration{500 * time.Millisecond: time.Second, time.Minute: time.Minute} {
+		if got := s.lastSave(begun.Add(after)); got != want {
+			t.Errorf("%s after it began the last save took %s, want %s", after, got, want)
+		}
+	}
+	s.saveTook(2 * time.Second)
+	if got := s.lastSave(begun.Add(time.Hour)); got != 2*time.Second {
+		t.Errorf("after its end it took %s, want 2s", got)
+	}
 }

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -22,9 +23,11 @@ type memberKey struct {
 // check that has never answered, and tells a node that is dead from one whose
 // checked port alone is closed.
 type probed struct {
-	id      lb.CheckID
-	target  healthcheck.Target
-	witness healthcheck.Target // the zero Target if there is none
+	id lb.CheckID
+	// unchecked says that nobody asks, and that there is no target.
+	unchecked bool
+	target    healthcheck.Target
+	witness   healthcheck.Target // the zero Target if there is none
 }
 
 // plan is whom to probe, for whom. It is immutable.
@@ -36,6 +39,10 @@ func newPlan(checks map[lb.Cluster]map[lb.CheckID]lb.Check) plan {
 	for cluster, byID := range checks {
 		for id, check := range byID {
 			for node, addr := range check.Members {
+				if check.HealthCheck.Protocol == healthcheck.None {
+					p[memberKey{cluster, check.HealthCheck, node}] = probed{id: id, unchecked: true}
+					continue
+				}
 				m := probed{id: id, target: healthcheck.Target{
 					Addr: netip.AddrPortFrom(addr, check.HealthCheck.Port), Spec: check.HealthCheck.Spec,
 				}}
@@ -128,7 +135,7 @@ func statusOf(r healthcheck.Result) lb.MemberStatus {
 
 // survey is what is known about everyone in a plan at one moment.
 type survey struct {
-	health  map[memberKey]lb.MemberHealth
+	health  map[memberKey]lb.MemberHealth // of those who are checked
 	status  map[lb.Cluster]map[lb.CheckID]map[lb.NodeName]lb.MemberStatus
 	targets map[healthcheck.Target]healthcheck.Result // to be probed; the value seeds a new one
 	pending bool
@@ -143,6 +150,10 @@ func (p plan) survey(known results, seeds map[healthcheck.Target]healthcheck.Res
 		targets: make(map[healthcheck.Target]healthcheck.Result, len(p)),
 	}
 	for key, m := range p {
+		if m.unchecked {
+			s.tell(key, m.id, lb.MemberStatus{State: healthcheck.Unchecked, Since: time.Now()})
+			continue
+		}
 		v := m.judge(known)
 		s.health[key] = v.MemberHealth
 		s.targets[m.target] = seeds[m.target]
@@ -150,17 +161,22 @@ func (p plan) survey(known results, seeds map[healthcheck.Target]healthcheck.Res
 			s.targets[m.witness] = seeds[m.witness]
 		}
 		s.pending = s.pending || v.pending
-		checks := s.status[key.cluster]
-		if checks == nil {
-			checks = make(map[lb.CheckID]map[lb.NodeName]lb.MemberStatus)
-			s.status[key.cluster] = checks
-		}
-		if checks[m.id] == nil {
-			checks[m.id] = make(map[lb.NodeName]lb.MemberStatus)
-		}
-		checks[m.id][key.node] = v.status
+		s.tell(key, m.id, v.status)
 	}
 	return s
+}
+
+// tell notes the status of a member.
+func (s *survey) tell(key memberKey, id lb.CheckID, status lb.MemberStatus) {
+	checks := s.status[key.cluster]
+	if checks == nil {
+		checks = make(map[lb.CheckID]map[lb.NodeName]lb.MemberStatus)
+		s.status[key.cluster] = checks
+	}
+	if checks[id] == nil {
+		checks[id] = make(map[lb.NodeName]lb.MemberStatus)
+	}
+	checks[id][key.node] = status
 }
 
 // movedWitnesses returns seeds for the witnesses of next that stand at another
@@ -191,6 +207,9 @@ type hint struct {
 func newHints(p plan) *map[hint]healthcheck.Target {
 	hints := make(map[hint]healthcheck.Target, len(p))
 	for key, m := range p {
+		if m.unchecked {
+			continue
+		}
 		hints[hint{key.cluster, m.id, key.node}] = m.target
 	}
 	return &hints

@@ -172,11 +172,12 @@ func (l *loop) tell() {
 		return // the table before goes on, and so does what was told of it
 	}
 	faults := l.faults()
+	serving := l.serving(faults)
 	for name, c := range l.clusters {
 		statuses := make(map[lb.UID]lb.LoadBalancerStatus)
 		for uid := range l.held[name].config.LoadBalancers {
 			owner := lb.Owner{Cluster: name, UID: uid}
-			statuses[uid] = l.statusOf(owner, faults[owner])
+			statuses[uid] = l.statusOf(owner, faults[owner], serving[owner])
 		}
 		for owner, status := range l.odd {
 			if owner.Cluster == name {
@@ -192,13 +193,28 @@ func (l *loop) tell() {
 	}
 }
 
-func (l *loop) statusOf(owner lb.Owner, faults []lb.Problem) lb.LoadBalancerStatus {
+// serving tells which of the load balancers with faults take traffic at any of
+// their frontends.
+func (l *loop) serving(faults map[lb.Owner][]lb.Problem) map[lb.Owner]bool {
+	serving := make(map[lb.Owner]bool, len(faults))
+	if len(faults) == 0 {
+		return serving
+	}
+	for f, r := range l.out.Table.Routes {
+		if l.refused[f] == nil && l.unheard[f.Addr] == nil {
+			serving[r.Owner] = true
+		}
+	}
+	return serving
+}
+
+func (l *loop) statusOf(owner lb.Owner, faults []lb.Problem, serving bool) lb.LoadBalancerStatus {
 	if odd, ok := l.odd[owner]; ok {
 		return odd
 	}
 	s := l.out.LoadBalancers[owner]
 	if len(faults) > 0 {
-		s.Applied = false
+		s.Applied, s.Partial = false, serving
 		s.Problems = append(slices.Clone(s.Problems), faults...)
 	}
 	return s

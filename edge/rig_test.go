@@ -31,6 +31,7 @@ type rig struct {
 	options   Options
 
 	predecessor *Predecessor
+	real        func() lb.Engine // makes the engine in place of the fake one
 
 	edge *Edge
 	stop func()
@@ -54,6 +55,10 @@ func newRigIn(t testing.TB, dir string) *rig {
 func (b *rig) open() {
 	b.t.Helper()
 	b.engine = lbtest.NewFakeEngine()
+	engine := lb.Engine(b.engine)
+	if b.real != nil {
+		engine = b.real()
+	}
 	if b.probes == nil {
 		b.probes = newProbes()
 	}
@@ -61,7 +66,7 @@ func (b *rig) open() {
 		b.announcer = &fakeAnnouncer{}
 	}
 	b.checker = healthcheck.New(healthcheck.Options{Seed: 1, Probers: map[healthcheck.Protocol]healthcheck.Prober{
-		healthcheck.TCP: b.probes, healthcheck.HTTP: b.probes,
+		healthcheck.TCP: b.probes, healthcheck.HTTP: b.probes, healthcheck.GRPC: b.probes,
 	}})
 	policy := func(prefix string) lb.Policy {
 		return lb.Policy{
@@ -72,7 +77,7 @@ func (b *rig) open() {
 	b.options = Options{
 		Name: "edge-1", Version: "v1.2.3", Revision: "0123abc", StateDir: b.dir, Log: b.log,
 		Clusters:  map[lb.Cluster]lb.Policy{"prod": policy("192.0.0.0/16"), "dev": policy("198.51.0.0/16")},
-		Engine:    b.engine,
+		Engine:    engine,
 		Announcer: b.announcer,
 		Checker:   b.checker,
 
@@ -213,14 +218,18 @@ type probes struct {
 	mu      sync.Mutex
 	answers map[netip.AddrPort]error
 	asked   map[netip.AddrPort]int
-	takes   time.Duration // one probe
+	takes   time.Duration                                // one probe
+	judge   func(netip.AddrPort, healthcheck.Spec) error // if set, answers in place of answers
 }
 
 func newProbes() *probes {
 	return &probes{answers: make(map[netip.AddrPort]error), asked: make(map[netip.AddrPort]int)}
 }
 
-func (p *probes) Probe(_ context.Context, addr netip.AddrPort, _ healthcheck.Spec) error {
+func (p *probes) Probe(_ context.Context, addr netip.AddrPort, spec healthcheck.Spec) error {
+	if p.judge != nil {
+		return p.judge(addr, spec)
+	}
 	p.mu.Lock()
 	p.asked[addr]++
 	takes, answer := p.takes, p.answers[addr]

@@ -98,7 +98,7 @@ func (s *statusLog) setLoadBalancers(revision uint64, now map[lb.UID]lb.LoadBala
 
 func (s *statusLog) replace(next uint64, now map[lb.UID]lb.LoadBalancerStatus) bool {
 	buried, changed := replaceAll(s.lbs, now, next, func(a, b lb.LoadBalancerStatus) bool {
-		return a.Applied == b.Applied && slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Leaving, b.Leaving)
+		return a.Applied == b.Applied && a.Partial == b.Partial && slices.Equal(a.Problems, b.Problems) && slices.Equal(a.Leaving, b.Leaving)
 	})
 	s.tombstones += buried
 	return changed

@@ -101,7 +101,7 @@ func New(o Options) *Checker {
 		o.Seed = rand.Uint64() //nolint:gosec // nobody gains by guessing when a probe comes
 	}
 	d := dialer{control: o.Control}
-	probers := map[Protocol]Prober{TCP: tcpProber{d}, HTTP: httpProber{dialer: d}, HTTPS: newHTTPSProber(d)}
+	probers := map[Protocol]Prober{TCP: tcpProber{d}, HTTP: httpProber{dialer: d}, HTTPS: newHTTPSProber(d), GRPC: grpcProber{d}}
 	for protocol, p := range o.Probers {
 		probers[protocol] = p
 	}
@@ -128,6 +128,8 @@ func New(o Options) *Checker {
 // A single new target is probed at once; many are spread at the rate of the
 // budget. Set may be called before Run.
 //
+// Targets of protocol None are left out.
+//
 // Targets are told apart by their specs as they are written, so callers fill in
 // defaults first if they mean them to be equal.
 func (c *Checker) Set(targets map[Target]Result) {
@@ -142,6 +144,9 @@ func (c *Checker) Set(targets map[Target]Result) {
 		}
 	}
 	for t, seed := range targets {
+		if t.Spec.Protocol == None {
+			continue
+		}
 		k := key{t.Addr, c.kinds[t.Spec]}
 		if k.kind != nil && c.entries[k] != nil {
 			continue

@@ -14,8 +14,9 @@
 // is Down after 1 s + 3 × 500 ms at the latest, one that refuses after 1.5 s. Two
 // successes, the second 250 ms after the first, bring it Up again. A target that
 // is new is Up after its first success. HTTP 503 is an answer: the target is
-// Draining at once, whatever it was before. Hint makes a target be probed at the
-// fast pace before its time, when traffic to it has failed.
+// Draining at once, whatever it was before. So is gRPC's NOT_SERVING, which servers
+// say while they start and from the moment that they shut down. Hint makes a target
+// be probed at the fast pace before its time, when traffic to it has failed.
 //
 // Faults of the machine itself (no descriptors, no memory, no local port, no
 // route, a firewall that forbids it, a timeout of a probe that started or was
@@ -56,14 +57,18 @@ const (
 	TCP   Protocol = "tcp"   // the connection is accepted
 	HTTP  Protocol = "http"  // a GET is answered with a 2xx status
 	HTTPS Protocol = "https" // HTTP over TLS; the certificate is not verified, since members are addressed by IP
+	GRPC  Protocol = "grpc"  // grpc.health.v1.Health/Check says SERVING, over HTTP/2 without TLS
+	None  Protocol = "none"  // nobody asks; a Checker leaves such targets out
 )
 
 // Spec says how to check. It is comparable: two equal specs of one address are
 // one target. The zero value of each field asks for its default, which
 // WithDefaults fills in.
 type Spec struct {
-	Protocol           Protocol `json:"protocol"`
-	Path               string   `json:"path,omitempty"` // request target, http and https only
+	Protocol Protocol `json:"protocol"`
+	// Path is the request target of http and https. For grpc it is the name of the
+	// service that is asked about, empty for the server as a whole.
+	Path               string   `json:"path,omitempty"`
 	Interval           Duration `json:"interval,omitzero"`
 	Timeout            Duration `json:"timeout,omitzero"`
 	UnhealthyThreshold int      `json:"unhealthyThreshold,omitempty"` // consecutive failures until Down
@@ -87,17 +92,21 @@ const (
 	MaxTimeout   = Duration(30 * time.Second)
 	MaxThreshold = 100
 	MaxPath      = 1024 // bytes
+	MaxService   = 253  // bytes of a gRPC service's name
 )
 
 // WithDefaults returns s with every field that is zero set to its default:
 // protocol tcp, interval 1 s (or the timeout if that is longer), timeout 500 ms
 // (or the interval if that is shorter), 3 failures until Down, 2 successes until
-// Up, path /healthz for http and https.
+// Up, path /healthz for http and https. Protocol none has none.
 func (s Spec) WithDefaults() Spec {
-	if s.Protocol == "" {
+	switch s.Protocol {
+	case "":
 		s.Protocol = TCP
+	case None:
+		return s
 	}
-	if s.Path == "" && s.Protocol != TCP {
+	if s.Path == "" && (s.Protocol == HTTP || s.Protocol == HTTPS) {
 		s.Path = DefaultPath
 	}
 	if s.Interval == 0 {
@@ -125,6 +134,11 @@ func (s Spec) Validate() []string {
 	}
 	s = s.WithDefaults()
 	switch s.Protocol {
+	case None:
+		if s != (Spec{Protocol: None}) {
+			complain("protocol", quote(string(None)), "must come alone: path, interval, timeout and thresholds mean nothing where nobody is asked")
+		}
+		return bad
 	case TCP:
 		if s.Path != "" {
 			complain("path", quote(s.Path), "must be empty for protocol tcp")
@@ -133,8 +147,12 @@ func (s Spec) Validate() []string {
 		if right := pathFault(s.Path); right != "" {
 			complain("path", quote(s.Path), right)
 		}
+	case GRPC:
+		if right := serviceFault(s.Path); right != "" {
+			complain("path", quote(s.Path), right)
+		}
 	default:
-		complain("protocol", quote(string(s.Protocol)), "must be tcp, http or https")
+		complain("protocol", quote(string(s.Protocol)), "must be tcp, http, https, grpc or none")
 	}
 	if s.Interval < MinInterval || s.Interval > MaxInterval {
 		complain("interval", s.Interval, fmt.Sprintf("must be from %v to %v", MinInterval, MaxInterval))
@@ -156,14 +174,17 @@ func (s Spec) Validate() []string {
 
 // clamped returns s within the limits, for a caller that did not Validate.
 func (s Spec) clamped() Spec {
+	if s.Protocol == None {
+		return Spec{Protocol: None}
+	}
 	s.Interval = min(max(s.Interval, MinInterval), MaxInterval)
 	s.Timeout = min(max(s.Timeout, MinTimeout), MaxTimeout, s.Interval)
 	s.UnhealthyThreshold = min(max(s.UnhealthyThreshold, 1), MaxThreshold)
 	s.HealthyThreshold = min(max(s.HealthyThreshold, 1), MaxThreshold)
 	switch {
-	case s.Protocol == TCP:
+	case s.Protocol == TCP, s.Protocol == GRPC && serviceFault(s.Path) != "":
 		s.Path = ""
-	case pathFault(s.Path) != "":
+	case s.Protocol != GRPC && pathFault(s.Path) != "":
 		s.Path = DefaultPath
 	}
 	return s
@@ -198,6 +219,23 @@ func pathFault(p string) string {
 	return ""
 }
 
+// serviceFault says what would be a right name of a gRPC service, or nothing if
+// name is one or empty. Servers may register any text; what people use is visible.
+func serviceFault(name string) string {
+	if len(name) > MaxService {
+		return fmt.Sprintf("must not be longer than %d bytes", MaxService)
+	}
+	for i := range len(name) {
+		if name[i] <= ' ' || name[i] >= 0x7f {
+			return `must be the name of a gRPC service in visible ASCII such as "shop.v1.Cart", or empty for the whole server`
+		}
+	}
+	if strings.HasPrefix(name, "/") {
+		return `must not begin with "/": it is the name of a service, not a path`
+	}
+	return ""
+}
+
 // quote bounds and quotes a value for a complaint.
 func quote(s string) string {
 	const most = 64
@@ -217,7 +255,16 @@ type Target struct {
 // String returns the target as people write it, such as
 // http://192.0.2.1:10256/healthz.
 func (t Target) String() string {
-	return string(t.Spec.Protocol) + "://" + t.Addr.String() + t.Spec.Path
+	return string(t.Spec.Protocol) + "://" + t.Addr.String() + t.Spec.Suffix()
+}
+
+// Suffix returns what stands behind the port where a check is named: the path, or
+// a slash and the name of the gRPC service.
+func (s Spec) Suffix() string {
+	if s.Protocol == GRPC && s.Path != "" {
+		return "/" + s.Path
+	}
+	return s.Path
 }
 
 // Result is what is known about a target.
@@ -225,8 +272,8 @@ type Result struct {
 	State State
 	Since time.Time // when State was entered
 
-	// Answered is set once a probe has succeeded, or was answered by a 503, and
-	// stays set: a target that never answered may be one that is not meant to.
+	// Answered is set once a probe has succeeded, or was answered by a 503 or by
+	// NOT_SERVING, and stays set: a target that never answered may be one that is not meant to.
 	Answered bool
 
 	// Reason is the class of the last failure and Error its text, such as

@@ -43,17 +43,27 @@ func TestValidate(t *testing.T) {
 	}{
 		{"zero", Spec{}, nil},
 		{"path with escapes and query", Spec{Protocol: HTTP, Path: "/a%20b?c=d"}, nil},
-		{"unknown protocol", Spec{Protocol: "udp"}, []string{`protocol: "udp": must be tcp, http or https`}},
+		{"unknown protocol", Spec{Protocol: "udp"}, []string{`protocol: "udp": must be tcp, http, https, grpc or none`}},
 		{"tcp path", Spec{Protocol: TCP, Path: "/x"}, []string{`path: "/x": must be empty for protocol tcp`}},
 		{"relative path", Spec{Protocol: HTTP, Path: "x"}, []string{`path: "x": must begin with "/"`}},
 		{"second request line", Spec{Protocol: HTTP, Path: "/ HTTP/1.1\r\nX: y"}, []string{
 			`path: "/ HTTP/1.1\r\nX: y": must be visible ASCII without "#"; write other characters as %XX`,
 		}},
+		{"grpc", Spec{Protocol: GRPC}, nil},
+		{"grpc service", Spec{Protocol: GRPC, Path: "shop.v1.Cart"}, nil},
+		{"grpc path", Spec{Protocol: GRPC, Path: "/healthz"}, []string{`path: "/healthz": must not begin with "/": it is the name of a service, not a path`}},
+		{"grpc text", Spec{Protocol: GRPC, Path: "a b"}, []string{
+			`path: "a b": must be the name of a gRPC service in visible ASCII such as "shop.v1.Cart", or empty for the whole server`,
+		}},
+		{"none", Spec{Protocol: None}, nil},
+		{"none and more", Spec{Protocol: None, Interval: sec(1)}, []string{
+			`protocol: "none": must come alone: path, interval, timeout and thresholds mean nothing where nobody is asked`,
+		}},
 		{"timeout over interval", Spec{Interval: ms(100), Timeout: ms(101)}, []string{
 			"timeout: 101ms: must not be longer than the interval, 100ms",
 		}},
 		{"everything", Spec{"x", "/", 1, -1, -1, 101}, []string{
-			`protocol: "x": must be tcp, http or https`,
+			`protocol: "x": must be tcp, http, https, grpc or none`,
 			"interval: 1ns: must be from 100ms to 10m0s",
 			"timeout: -1ns: must be from 10ms to 30s",
 			"unhealthyThreshold: -1: must be from 1 to 100",
@@ -75,6 +85,7 @@ func TestClampedIsValid(t *testing.T) {
 	for _, s := range []Spec{
 		{Interval: 1, Timeout: MaxTimeout}, {Interval: -5}, {Interval: MaxInterval * 2, Timeout: MaxInterval},
 		{UnhealthyThreshold: -1, HealthyThreshold: 1 << 20}, {Protocol: HTTP, Path: "\r\n"},
+		{Protocol: GRPC, Path: "/x"}, {Protocol: None, Path: "/x"},
 	} {
 		if bad := s.WithDefaults().clamped().Validate(); bad != nil {
 			t.Errorf("%+v clamped: %q", s, bad)
@@ -107,7 +118,7 @@ func TestSpecJSON(t *testing.T) {
 }
 
 func TestStateText(t *testing.T) {
-	for s, want := range map[State]string{Unknown: "unknown", Up: "up", Draining: "draining", Down: "down"} {
+	for s, want := range map[State]string{Unknown: "unknown", Up: "up", Draining: "draining", Down: "down", Unchecked: "unchecked"} {
 		text, err := s.MarshalText()
 		if err != nil || string(text) != want || s.String() != want {
 			t.Errorf("state %d: got %q, %v; want %q", uint8(s), text, err, want)
@@ -117,8 +128,8 @@ func TestStateText(t *testing.T) {
 			t.Errorf("read %q: got %v, %v; want %v", text, back, err, s)
 		}
 	}
-	if _, err := State(4).MarshalText(); err == nil {
-		t.Error("state 4 was written")
+	if _, err := State(5).MarshalText(); err == nil {
+		t.Error("state 5 was written")
 	}
 	var s State
 	if err := s.UnmarshalText([]byte("UP")); err == nil {
@@ -127,6 +138,9 @@ func TestStateText(t *testing.T) {
 }
 
 func TestTargetString(t *testing.T) {
+	if got, want := (Target{netip.MustParseAddrPort("192.0.2.1:80"), Spec{Protocol: GRPC, Path: "a.B"}}).String(), "grpc://192.0.2.1:80/a.B"; got != want {
+		t.Errorf("got %s; want %s", got, want)
+	}
 	target := Target{netip.MustParseAddrPort("[2001:db8::1]:10256"), Spec{Protocol: HTTP, Path: "/healthz"}}
 	if got, want := target.String(), "http://[2001:db8::1]:10256/healthz"; got != want {
 		t.Errorf("got %s; want %s", got, want)
@@ -178,7 +192,7 @@ func FuzzSpec(f *testing.F) {
 		if bad := s.WithDefaults().clamped(); s.Validate() == nil && bad != s.WithDefaults() {
 			t.Fatalf("%+v is valid, and changed to %+v", s, bad)
 		}
-		if s.Validate() != nil || s.Protocol == TCP {
+		if s.Validate() != nil || s.Protocol != HTTP && s.Protocol != HTTPS {
 			return
 		}
 		request := string(appendRequest(nil, netip.MustParseAddrPort("192.0.2.1:1"), s.Path))

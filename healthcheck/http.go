@@ -44,10 +44,7 @@ func (p httpProber) Probe(ctx context.Context, addr netip.AddrPort, spec Spec) e
 	// Closing the TCP connection alone leaves out TLS's farewell, which would
 	// only be answered by a reset.
 	defer func() { _ = conn.Close() }()
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetDeadline(deadline) // cannot fail on an open connection
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	defer bound(ctx, conn)()
 
 	stream := conn
 	if p.tls != nil {
@@ -62,6 +59,14 @@ func (p httpProber) Probe(ctx context.Context, addr netip.AddrPort, spec Spec) e
 		return nil
 	}
 	return classify(err).inTime("connected, but no complete answer", spec)
+}
+
+// bound makes reading and writing end with ctx, until the returned function is
+// called.
+func bound(ctx context.Context, conn net.Conn) func() bool {
+	deadline, _ := ctx.Deadline()
+	_ = conn.SetDeadline(deadline) // cannot fail on an open connection
+	return context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 }
 
 // buffers hold the bytes of answers; no answer is kept after its probe.

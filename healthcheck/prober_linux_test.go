@@ -50,21 +50,22 @@ func hole(t testing.TB) netip.AddrPort {
 func TestProbesLeaveNothingBehind(t *testing.T) {
 	plain := serve(t, stay)
 	web := serve(t, func(c net.Conn) { say("HTTP/1.1 200 OK\r\n\r\n")(c); stay(c) })
+	rpc := healthServer(t, nil)
 	c := New(Options{})
 	for range 20 {
-		for protocol, addr := range map[Protocol]netip.AddrPort{TCP: plain, HTTP: web} {
-			if err := c.probers[protocol].Probe(t.Context(), addr, Spec{Protocol: protocol, Path: "/"}); err != nil {
-				t.Fatalf("%s probe: %v", protocol, err)
+		for spec, addr := range map[Spec]netip.AddrPort{{Protocol: TCP}: plain, {Protocol: HTTP, Path: "/"}: web, {Protocol: GRPC}: rpc} {
+			if err := c.probers[spec.Protocol].Probe(t.Context(), addr, spec); err != nil {
+				t.Fatalf("%s probe: %v", spec.Protocol, err)
 			}
 		}
 	}
 	var left []string
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); <-time.After(20 * time.Millisecond) {
-		if left = connections(t, plain, web); len(left) == 0 {
+		if left = connections(t, plain, web, rpc); len(left) == 0 {
 			return
 		}
 	}
-	t.Errorf("connections after 40 probes: %q; want none", left)
+	t.Errorf("connections after 60 probes: %q; want none", left)
 }
 
 // connections lists what the kernel has of an address besides its listener, also

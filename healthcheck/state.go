@@ -10,13 +10,17 @@ type State uint8
 
 // The states of a target.
 const (
-	Unknown  State = iota // no verdict yet
-	Up                    // takes traffic
-	Draining              // answers, and asks for no new connections (HTTP 503)
-	Down                  // does not answer
+	Unknown   State = iota // no verdict yet
+	Up                     // takes traffic
+	Draining               // answers, and asks for no new connections (HTTP 503, gRPC NOT_SERVING)
+	Down                   // does not answer
+	Unchecked              // takes traffic, and nobody asks: protocol none. A Checker has no such targets
 )
 
-var stateNames = [...]string{Unknown: "unknown", Up: "up", Draining: "draining", Down: "down"}
+var stateNames = [...]string{Unknown: "unknown", Up: "up", Draining: "draining", Down: "down", Unchecked: "unchecked"}
+
+// Serves reports whether a target in this state takes traffic.
+func (s State) Serves() bool { return s == Up || s == Unchecked }
 
 // String returns the state's name, such as "up".
 func (s State) String() string {
@@ -42,7 +46,7 @@ func (s *State) UnmarshalText(text []byte) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("state %s: must be unknown, up, draining or down", quote(string(text)))
+	return fmt.Errorf("state %s: must be unknown, up, draining, down or unchecked", quote(string(text)))
 }
 
 // Reason is the class of a failure, small enough in number to be a metric's
@@ -56,6 +60,7 @@ const (
 	Reset       Reason = "reset"       // the connection was cut after it had been made
 	Unreachable Reason = "unreachable" // no host at the address, or a router said so
 	HTTPStatus  Reason = "http-status" // an HTTP answer other than 2xx
+	GRPCStatus  Reason = "grpc-status" // a gRPC answer other than SERVING
 	ProtocolErr Reason = "protocol"    // an answer that is not of the protocol
 	TLSErr      Reason = "tls"         // the TLS handshake was refused
 )

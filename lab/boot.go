@@ -25,15 +25,21 @@ type hostFiles struct {
 	// cover are kernel settings, below /proc/sys, that programs on the host
 	// find set already.
 	cover map[string]string
+	// machine gives it a systemd, and a copy of the whole file system that is
+	// gone with the host. The above does not count then.
+	machine bool
 }
 
 // power boots a host of the plan and connects it.
 func (l *Lab) power(h *Host, p place) error {
 	var files hostFiles
 	sysctls := map[string]string{}
-	if p.kind == nodeKind {
+	switch {
+	case p.kind == nodeKind:
 		files = hostFiles{ownVar: true, cover: kubeletSysctls}
 		sysctls = forwarding
+	case h.machine:
+		files = hostFiles{machine: true}
 	}
 	if err := l.boot(h, files); err != nil {
 		return err
@@ -52,11 +58,7 @@ func (l *Lab) boot(h *Host, files hostFiles) error {
 		return err
 	}
 	cmd := exec.Command(l.bin("anchor"), "hold")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid: true,
-		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET |
-			syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
-	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: space.Namespaces}
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	in, err := cmd.StdinPipe()
@@ -95,6 +97,14 @@ func (l *Lab) boot(h *Host, files hostFiles) error {
 func (l *Lab) describe(h *Host, files hostFiles) ([]byte, error) {
 	d := space.Host{Name: h.Name}
 	dir := l.path("host", h.Name)
+	if files.machine {
+		group, err := l.machineGroup(h)
+		if err != nil {
+			return nil, fmt.Errorf("host %q: %w", h.Name, err)
+		}
+		d.Machine = &space.Machine{Group: group}
+		d.Keep = []string{l.Options.Dir}
+	}
 	if files.ownVar {
 		d.Var = filepath.Join(dir, "var")
 		d.Keep = []string{l.Options.Dir, l.Options.LogDir, l.programs}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
@@ -46,7 +47,7 @@ func TestNodeFiles(t *testing.T) {
 
 // TestEclusaFiles shows what the edges and the cluster are told.
 func TestEclusaFiles(t *testing.T) {
-	l := &Lab{Options: Options{Dir: "/lab", Nodes: 2, Edges: 2, Clients: 1}}
+	l := &Lab{Options: Options{Dir: "/lab", Nodes: 2, Edges: 2, Clients: 1, NodePortRange: defaultNodePortRange, Lease: 6 * time.Second}}
 	l.layOut()
 	edge, err := l.fill("edge.yaml", edgeTemplate, l.Edges[1])
 	if err != nil {

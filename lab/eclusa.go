@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"text/template"
 	"time"
 
@@ -22,6 +23,8 @@ const ClusterName = "lab"
 // Edge is a host that runs eclusa-edge.
 type Edge struct {
 	*Host
+	// Process is the program; nil on a machine, where systemd runs it as
+	// eclusa-edge.service.
 	Process *Process
 }
 
@@ -35,12 +38,41 @@ func (e *Edge) Management() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9980)
 }
 
-// ConfigPath is the edge's configuration file. Changed, it counts from the next
-// start of the process on.
-func (e *Edge) ConfigPath() string { return e.lab.path("eclusa", e.Name+".yaml") }
+// ConfigPath is the edge's configuration file, on the edge. Changed, it counts from
+// the next start of the process on.
+func (e *Edge) ConfigPath() string {
+	if e.machine {
+		return packagedConfig
+	}
+	return e.givenConfig()
+}
 
-// StateDir is where the edge keeps its state.
-func (e *Edge) StateDir() string { return e.lab.path("eclusa", e.Name+".state") }
+// givenConfig is the configuration file as the lab has written it.
+func (e *Edge) givenConfig() string { return e.lab.path("eclusa", e.Name+".yaml") }
+
+// StateDir is where the edge keeps its state, on the edge.
+func (e *Edge) StateDir() string {
+	if e.machine {
+		return packagedStateDir
+	}
+	return e.lab.path("eclusa", e.Name+".state")
+}
+
+// Certificate is the file of the edge's certificate on the edge, without its ending.
+func (e *Edge) Certificate() string {
+	if e.machine {
+		return packagedCertificate
+	}
+	return filepath.Join(e.lab.EdgePKI(), e.Name)
+}
+
+// CA is the file of the CA that the edge believes, on the edge.
+func (e *Edge) CA() string {
+	if e.machine {
+		return packagedCA
+	}
+	return filepath.Join(e.lab.EdgePKI(), "ca.crt")
+}
 
 // Ready waits until the edge says that it is.
 func (e *Edge) Ready(ctx context.Context) error {
@@ -48,7 +80,7 @@ func (e *Edge) Ready(ctx context.Context) error {
 	client := e.HTTPClient()
 	client.Timeout = 2 * time.Second
 	err := until(ctx, 20*time.Second, func(ctx context.Context) error {
-		if !e.Process.Running() {
+		if e.Process != nil && !e.Process.Running() {
 			return fmt.Errorf("%q has ended:\n%s", e.Process.Name, e.Process.tail())
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -91,6 +123,7 @@ type edgeFacts struct {
 	Tag          string
 	Namespace    string
 	Scraper      string
+	LeaseFlags   string
 }
 
 // startEclusa makes the certificates, starts the edges and installs the chart.
@@ -120,11 +153,17 @@ func (l *Lab) makeEdgePKI(ctx context.Context) error {
 		return err
 	}
 	for _, e := range l.Edges {
-		if _, err := l.pkiCommand(ctx, "edge", "--name", e.Name, "--host", e.Addr4.String(), "--host", e.Addr6.String()); err != nil {
+		if err := l.issueEdge(ctx, e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// issueEdge makes the edge's certificate.
+func (l *Lab) issueEdge(ctx context.Context, e *Edge) error {
+	_, err := l.pkiCommand(ctx, "edge", "--name", e.Name, "--host", e.Addr4.String(), "--host", e.Addr6.String())
+	return err
 }
 
 // pkiCommand makes certificates the way a user does, and returns what the command
@@ -142,9 +181,22 @@ func (l *Lab) pkiCommand(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 func (l *Lab) startEdges(ctx context.Context) error {
+	start := l.runEdges
+	if l.Options.EdgePackages {
+		start = l.installEdges
+	}
+	if err := start(ctx, l.Edges...); err != nil {
+		return err
+	}
+	l.say("%s ready", count(len(l.Edges), "edge is", "edges are"))
+	return nil
+}
+
+// runEdges runs the edges as programs.
+func (l *Lab) runEdges(ctx context.Context, edges ...*Edge) error {
 	var g errgroup.Group
-	for _, e := range l.Edges {
-		if err := l.writeTemplate(e.ConfigPath(), edgeTemplate, e); err != nil {
+	for _, e := range edges {
+		if err := l.writeTemplate(e.givenConfig(), edgeTemplate, e); err != nil {
 			return err
 		}
 		e.Process = l.process(edgeRole, "eclusa-"+e.Name, e.Host, l.bin(edgeProgram), "--config", e.ConfigPath())
@@ -153,11 +205,7 @@ func (l *Lab) startEdges(ctx context.Context) error {
 		}
 		g.Go(func() error { return e.Ready(ctx) })
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	l.say("%s ready", count(len(l.Edges), "edge is", "edges are"))
-	return nil
+	return g.Wait()
 }
 
 // writeTemplate writes a configuration file of eclusa.
@@ -178,6 +226,7 @@ func (l *Lab) fill(name, text string, e *Edge) ([]byte, error) {
 	facts := edgeFacts{
 		Lab: l, Edge: e, Cluster: ClusterName, Pool4: PoolRange4, Pool6: PoolRange6,
 		Secret: clientSecret, Repository: managerRepository, Tag: managerTag, Namespace: ReleaseNamespace, Scraper: Scraper,
+		LeaseFlags: strings.Join(l.Options.leaseFlags(), ", "),
 	}
 	if err := t.Execute(&b, facts); err != nil {
 		return nil, fmt.Errorf("file %q: %w", name, err)

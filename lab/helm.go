@@ -63,8 +63,8 @@ func (l *Lab) writeHelm() error {
 	for _, name := range []string{"HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"} {
 		script += "export " + name + "=" + quote(home) + "\n"
 	}
-	script += fmt.Sprintf("exec nsenter --net=/proc/%d/ns/net %s --kubeconfig=%s \"$@\"\n",
-		l.ControlPlane.holder.PID, quote(filepath.Join(l.helms, "helm4")), quote(l.Kubeconfig()))
+	script += fmt.Sprintf("exec nsenter --net=%s %s --kubeconfig=%s \"$@\"\n",
+		l.ControlPlane.NetNS(), quote(filepath.Join(l.helms, "helm4")), quote(l.Kubeconfig()))
 	return os.WriteFile(l.Helm(), []byte(script), 0o755)
 }
 

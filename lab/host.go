@@ -26,8 +26,9 @@ type Host struct {
 	// the router of both subnets.
 	Addr4, Addr6 netip.Addr
 
-	lab    *Lab
-	holder ledger.Process
+	lab     *Lab
+	machine bool // with a systemd of its own
+	holder  ledger.Process
 }
 
 // Alive reports whether the host's first process is there.
@@ -43,6 +44,10 @@ func (h *Host) Do(f func() error) error {
 	}
 	return h.space().Net(f)
 }
+
+// NetNS is the file by which programs such as nsenter enter the host's network and
+// nothing else of it.
+func (h *Host) NetNS() string { return fmt.Sprintf("/proc/%d/ns/net", h.holder.PID) }
 
 func (h *Host) space() space.Space { return space.Space{PID: h.holder.PID} }
 

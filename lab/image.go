@@ -15,8 +15,8 @@ import (
 
 // Images that every node has.
 const (
-	// WorkloadImage is the test application: HTTP on 8080, TCP echo on
-	// 7000, UDP echo on 7001. See package lab/workload.
+	// WorkloadImage is the test application: HTTP on 8080, HTTPS on 8443, TCP
+	// echo on 7000, UDP echo on 7001. See package lab/workload.
 	WorkloadImage = "eclusa.local/workload:lab"
 	// PauseImage holds the namespaces of a pod.
 	PauseImage = "eclusa.local/pause:lab"

@@ -146,10 +146,12 @@ func decode(manifests []byte) ([]*unstructured.Unstructured, error) {
 }
 
 // writeKubectl writes the script that Kubectl names. It keeps the shell's
-// working directory and files, and changes nothing but the network.
+// working directory and files, and changes nothing but the network. The
+// configuration is in the environment, since kubectl takes no flag before the name
+// of a plugin.
 func (l *Lab) writeKubectl() error {
-	script := fmt.Sprintf("#!/bin/sh\nexec nsenter --net=/proc/%d/ns/net %s --kubeconfig=%s \"$@\"\n",
-		l.ControlPlane.holder.PID, quote(l.program("kubectl")), quote(l.Kubeconfig()))
+	script := fmt.Sprintf("#!/bin/sh\nexport KUBECONFIG=%s\nexec nsenter --net=%s %s \"$@\"\n",
+		quote(l.Kubeconfig()), l.ControlPlane.NetNS(), quote(l.program("kubectl")))
 	return os.WriteFile(l.Kubectl(), []byte(script), 0o755)
 }
 

@@ -68,6 +68,7 @@ type Lab struct {
 	ledger *ledger.Ledger
 	down   bool
 	all    []*Process // every process, for the state file
+	added  int        // edges, beside those of the plan
 }
 
 // Up brings a lab up. When it returns an error, or ctx ends meanwhile,
@@ -152,7 +153,7 @@ func prepare(ctx context.Context, o Options, n *narrator, programs string) (*Lab
 }
 
 // contents are what a lab keeps in its directory.
-var contents = []string{"bin", "etcd", "host", "image", "kubectl", "helm", "kubeconfig", "log", "pki", "config", "eclusa", stateFile}
+var contents = []string{"bin", "etcd", "host", "image", "kubectl", "helm", "kubeconfig", "log", "pki", "config", "eclusa", "package", stateFile}
 
 func (l *Lab) up(ctx context.Context) error {
 	o := l.Options
@@ -203,8 +204,7 @@ func (l *Lab) layOut() {
 	l.Fabric = &Host{Name: "fabric", lab: l}
 	l.Manager = &Manager{lab: l}
 	for _, p := range plan(l.Options) {
-		h := &Host{Name: p.name, lab: l}
-		h.Addr4, h.Addr6 = p.subnet.addrs(p.number)
+		h := l.host(p)
 		switch p.kind {
 		case controlPlaneKind:
 			l.ControlPlane = &ControlPlane{Host: h}
@@ -216,6 +216,13 @@ func (l *Lab) layOut() {
 			l.Clients = append(l.Clients, h)
 		}
 	}
+}
+
+// host is the one of a place, not booted.
+func (l *Lab) host(p place) *Host {
+	h := &Host{Name: p.name, lab: l, machine: p.kind == edgeKind && l.Options.EdgePackages}
+	h.Addr4, h.Addr6 = p.subnet.addrs(p.number)
+	return h
 }
 
 // Hosts are all hosts but the fabric.

@@ -39,6 +39,7 @@ func (l testLog) Write(p []byte) (int, error) {
 // leaves behind.
 func TestLab(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	ctx := t.Context()
 	before := settings(t)
 	l, err := Up(ctx, Options{NoEclusa: true, Log: testLog{t}})

@@ -21,6 +21,7 @@ import (
 // every part of it.
 func TestReopen(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	ctx := t.Context()
 	before := settings(t)
 	first, err := Up(ctx, Options{Nodes: 1, Clients: -1, NoEclusa: true, Log: testLog{t}})
@@ -142,6 +143,7 @@ func TestKilledOwner(t *testing.T) {
 		return
 	}
 	needRoot(t)
+	t.Parallel()
 	ctx := t.Context()
 	dir := filepath.Join(t.TempDir(), "lab")
 	owner := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestKilledOwner$", "-test.v")

@@ -165,16 +165,17 @@ func (m *Manager) startProcess(ctx context.Context) error {
 	if err := l.writeTemplate(file, ccmTemplate, nil); err != nil {
 		return err
 	}
-	m.process = l.process(ccmRole, "manager", l.ControlPlane.Host, l.bin(ccmProgram),
+	m.process = l.process(ccmRole, "manager", l.ControlPlane.Host, append([]string{l.bin(ccmProgram),
 		"--cloud-provider=eclusa",
-		"--cloud-config="+file,
-		"--kubeconfig="+config,
-		"--authentication-kubeconfig="+config,
-		"--authorization-kubeconfig="+config,
-		"--leader-elect-resource-namespace="+ReleaseNamespace,
-		"--bind-address="+managerLoopback.Addr().String(),
+		"--cloud-config=" + file,
+		"--kubeconfig=" + config,
+		"--authentication-kubeconfig=" + config,
+		"--authorization-kubeconfig=" + config,
+		"--leader-elect-resource-namespace=" + ReleaseNamespace,
+		"--bind-address=" + managerLoopback.Addr().String(),
 		fmt.Sprintf("--secure-port=%d", managerLoopback.Port()),
-		"--cert-dir="+l.path("eclusa", "manager"))
+		"--cert-dir=" + l.path("eclusa", "manager"),
+	}, l.Options.leaseFlags()...)...)
 	return m.Scale(ctx, 1)
 }
 

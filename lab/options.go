@@ -47,9 +47,18 @@ type Options struct {
 	// controller manager.
 	NoEclusa bool
 
+	// EdgePackages installs the edges from their Debian package, each on a
+	// machine with a systemd of its own. Otherwise they are programs, which can
+	// be ended and started one by one.
+	EdgePackages bool
+
 	// NodeGrace is how long Kubernetes waits for a silent kubelet before it
 	// takes the node for dead: 50 s, Kubernetes' own default, if zero.
 	NodeGrace time.Duration
+
+	// Lease is for how long a manager leads that is not heard of any more:
+	// 15 s, Kubernetes' own default, if zero. Whole seconds.
+	Lease time.Duration
 
 	// EdgeBinary and CCMBinary are run as eclusa-edge and
 	// eclusa-cloud-controller-manager; built from this module if empty. The
@@ -61,6 +70,7 @@ const (
 	defaultServiceCIDR   = "10.96.0.0/16"
 	defaultNodePortRange = "30000-32767"
 	defaultNodeGrace     = 50 * time.Second
+	defaultLease         = 15 * time.Second
 	podCIDR4             = "10.244.0.0/16"
 	podCIDR6             = "fd00:244::/48"
 	serviceCIDR6         = "fd00:96::/112"
@@ -91,6 +101,9 @@ func (o Options) defaulted() (Options, error) {
 	}
 	if o.NodeGrace == 0 {
 		o.NodeGrace = defaultNodeGrace
+	}
+	if o.Lease == 0 {
+		o.Lease = defaultLease
 	}
 	if o.Log == nil {
 		o.Log = io.Discard
@@ -151,4 +164,17 @@ func (o Options) podCIDRs() string {
 		return podCIDR4
 	}
 	return podCIDR4 + "," + podCIDR6
+}
+
+// leaseFlags are those of the manager for a Lease that is not Kubernetes' own, in
+// its proportions.
+func (o Options) leaseFlags() []string {
+	if o.Lease == defaultLease {
+		return nil
+	}
+	return []string{
+		"--leader-elect-lease-duration=" + o.Lease.String(),
+		"--leader-elect-renew-deadline=" + (o.Lease * 2 / 3).String(),
+		"--leader-elect-retry-period=" + (o.Lease * 2 / 15).String(),
+	}
 }

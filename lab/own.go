@@ -23,6 +23,9 @@ const (
 	ccmProgram  = "eclusa-cloud-controller-manager"
 )
 
+// Version is what eclusa says of itself in a lab.
+const Version = "lab"
+
 // buildOwn builds the programs of this module that the lab runs and copies them
 // into dir, where a later build for another lab does not touch them.
 func buildOwn(ctx context.Context, n *narrator, o Options, dir string) error {
@@ -59,7 +62,7 @@ func buildOwn(ctx context.Context, n *narrator, o Options, dir string) error {
 		name := filepath.Base(pkg)
 		from[name] = filepath.Join(kept, name)
 	}
-	args := append([]string{"build", "-v", "-ldflags", "-s -w -X " + modulePath + "/version.number=lab", "-o", kept + "/"}, pkgs...)
+	args := append([]string{"build", "-v", "-ldflags", "-s -w -X " + modulePath + "/version.number=" + Version, "-o", kept + "/"}, pkgs...)
 	if err := runCompiler(n, static(goCommand(ctx, src, args...)), "eclusa and the lab's own programs"); err != nil {
 		return fmt.Errorf("build eclusa and the lab's own programs: %w", err)
 	}

@@ -70,12 +70,17 @@ func plan(o Options) []place {
 		ps = append(ps, place{nodeKind, fmt.Sprintf("node-%d", i+1), lan, firstNodeNumber + i})
 	}
 	for i := range o.Edges {
-		ps = append(ps, place{edgeKind, fmt.Sprintf("edge-%d", i+1), lan, firstEdgeNumber + i})
+		ps = append(ps, edgePlace(i+1))
 	}
 	for i := range o.Clients {
 		ps = append(ps, place{clientKind, fmt.Sprintf("client-%d", i+1), wan, firstClientNumber + i})
 	}
 	return ps
+}
+
+// edgePlace is that of an edge by its number in its name.
+func edgePlace(number int) place {
+	return place{edgeKind, fmt.Sprintf("edge-%d", number), lan, firstEdgeNumber - 1 + number}
 }
 
 // podCIDRs are the ranges of the pods of node i, counted from 0.

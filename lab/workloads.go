@@ -42,6 +42,7 @@ func Deployment(namespace, name string, replicas int32) *appsv1.Deployment {
 		Env: []corev1.EnvVar{field("POD_NAME", "metadata.name"), field("NODE_NAME", "spec.nodeName")},
 		Ports: []corev1.ContainerPort{
 			{Name: "http", ContainerPort: 8080},
+			{Name: "https", ContainerPort: 8443},
 			{Name: "tcp-echo", ContainerPort: 7000},
 			{Name: "udp-echo", ContainerPort: 7001, Protocol: corev1.ProtocolUDP},
 		},

@@ -147,6 +147,9 @@ type LoadBalancerStatus struct {
 	// Applied is true when all listeners of the load balancer take traffic on
 	// all of its addresses, or refuse it as they should.
 	Applied bool `json:"applied"`
+	// Partial is true when it is not Applied, but some of its addresses and
+	// listeners are served all the same; Problems tell which are not.
+	Partial bool `json:"partial,omitempty"`
 	// Problems are the reasons why it is not, or not wholly. Beside Applied they
 	// tell what is served less well than it could be: a member that is left out,
 	// an address whose family no node has.

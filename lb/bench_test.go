@@ -51,6 +51,16 @@ func large(balancers, nodes int) lb.Config {
 	return c
 }
 
+// manyListeners returns a range of ports.
+func manyListeners(n int) []lb.Listener {
+	all := make([]lb.Listener, n)
+	for i := range all {
+		port := uint16(1024 + i)
+		all[i] = lb.Listener{Name: fmt.Sprintf("port-%d", port), Protocol: lb.TCP, Port: port, TargetPort: port}
+	}
+	return all
+}
+
 func largeInput(c lb.Config) lb.Input {
 	return lb.Input{
 		Host: lb.Host{Capabilities: allCapabilities, OwnAddresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
@@ -67,6 +77,14 @@ func largeInput(c lb.Config) lb.Input {
 
 func BenchmarkCompile(b *testing.B) {
 	b.Run("5000x500", func(b *testing.B) { benchmarkCompile(b, large(5000, 500), 1) })
+	b.Run("one of 10000 listeners", func(b *testing.B) {
+		c := large(1, 500)
+		for uid, l := range c.LoadBalancers {
+			l.Listeners = manyListeners(10000)
+			c.LoadBalancers[uid] = l
+		}
+		benchmarkCompile(b, c, 1)
+	})
 	b.Run("5000x500 narrowed to 3", func(b *testing.B) {
 		c := large(5000, 500)
 		i := 0

@@ -1,9 +1,14 @@
 package lb
 
-import "slices"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
 
 // Capability is something that an edge can or cannot do. A client sends only
-// load balancers whose needs the edge's Info lists.
+// load balancers of which the edge can serve some listener at least, as far as its
+// Info tells; see [LoadBalancer.Shortfall].
 type Capability string
 
 // The capabilities. Protocols, families, algorithms and PROXY protocol versions
@@ -28,49 +33,108 @@ const (
 	CapProxyV2           Capability = "proxy-protocol-v2"
 )
 
-// Needs returns what an edge must be capable of to serve the load balancer,
-// sorted, without doubles.
+// Needs returns what an edge must be capable of to serve the load balancer
+// wholly, sorted, without doubles.
 func (l LoadBalancer) Needs() []Capability {
-	algorithm := l.Algorithm
-	if algorithm == "" {
-		algorithm = RoundRobin
-	}
-	needs := []Capability{Capability(algorithm)}
-	for _, a := range l.Addresses {
-		needs = append(needs, Capability(FamilyOf(a)))
+	var needs []Capability
+	for _, n := range l.needsOfWhole() {
+		needs = append(needs, n.capability)
 	}
 	for _, li := range l.Listeners {
-		needs = append(needs, Capability(li.Protocol))
-		if li.ProxyProtocol != ProxyOff {
-			needs = append(needs, "proxy-protocol-"+Capability(li.ProxyProtocol))
+		for _, n := range li.needs() {
+			needs = append(needs, n.capability)
 		}
-	}
-	if len(l.SourceRanges) > 0 {
-		needs = append(needs, CapSourceRanges)
-	}
-	if l.Affinity != nil {
-		needs = append(needs, CapAffinity)
-	}
-	if l.MaxConnections > 0 {
-		needs = append(needs, CapMaxConnections)
-	}
-	if len(l.MemberFamilies) > 0 {
-		needs = append(needs, CapFamilyTranslation)
-	}
-	if l.ConnectTimeout > 0 {
-		needs = append(needs, CapConnectTimeout)
 	}
 	slices.Sort(needs)
 	return slices.Compact(needs)
 }
 
-// Lacking returns what the load balancer needs and have does not list.
-func (l LoadBalancer) Lacking(have []Capability) []Capability {
-	var lacking []Capability
-	for _, c := range l.Needs() {
-		if !slices.Contains(have, c) {
-			lacking = append(lacking, c)
+// A need is a capability that a field asks for.
+type need struct {
+	capability Capability
+	field      string // below the load balancer or the listener
+}
+
+// needsOfWhole returns what all listeners need, by the field that needs it first.
+func (l LoadBalancer) needsOfWhole() []need {
+	needs := []need{{Capability(cmp.Or(l.Algorithm, RoundRobin)), "algorithm"}}
+	for i, a := range l.Addresses {
+		family := Capability(FamilyOf(a))
+		if !slices.ContainsFunc(needs, func(n need) bool { return n.capability == family }) {
+			needs = append(needs, need{family, fmt.Sprintf("addresses[%d]", i)})
 		}
 	}
-	return lacking
+	for _, n := range []struct {
+		need
+		asked bool
+	}{
+		{need{CapSourceRanges, "sourceRanges"}, len(l.SourceRanges) > 0},
+		{need{CapAffinity, "affinity"}, l.Affinity != nil},
+		{need{CapMaxConnections, "maxConnections"}, l.MaxConnections > 0},
+		{need{CapFamilyTranslation, "memberFamilies"}, len(l.MemberFamilies) > 0},
+		{need{CapConnectTimeout, "connectTimeout"}, l.ConnectTimeout > 0},
+	} {
+		if n.asked {
+			needs = append(needs, n.need)
+		}
+	}
+	return needs
+}
+
+func (li Listener) needs() []need {
+	needs := []need{{Capability(li.Protocol), "protocol"}}
+	if li.ProxyProtocol != ProxyOff {
+		needs = append(needs, need{"proxy-protocol-" + Capability(li.ProxyProtocol), "proxyProtocol"})
+	}
+	return needs
+}
+
+// A Shortfall is what an edge lacks for a load balancer, and what follows. The
+// zero value says that it serves all of it.
+type Shortfall struct {
+	// Lacking is what is needed and not there, sorted, without doubles.
+	Lacking []Capability
+	// Refused says that nothing can be served: the whole needs what is lacking, or
+	// every listener does.
+	Refused bool
+	// Omitted are the indices of the listeners that cannot be served, ascending;
+	// unless all is refused, the others are.
+	Omitted []int
+	// Problems tell it to people: first what the whole lacks, then one for each of
+	// Omitted, with the field that needs it.
+	Problems []Problem
+}
+
+// Shortfall returns what an edge that is capable of have cannot serve. Client and
+// edge decide with it alike: a load balancer goes to an edge that can serve any of
+// it, and the edge leaves out the rest, so that both number listeners alike.
+func (l LoadBalancer) Shortfall(have []Capability) Shortfall {
+	var s Shortfall
+	for _, n := range l.needsOfWhole() {
+		if !slices.Contains(have, n.capability) {
+			s.Refused = true
+			s.lack(n, n.field, "", have)
+		}
+	}
+	for i, li := range l.Listeners {
+		for _, n := range li.needs() {
+			if !slices.Contains(have, n.capability) {
+				s.Omitted = append(s.Omitted, i)
+				s.lack(n, fmt.Sprintf("listeners[%d].%s", i, n.field), fmt.Sprintf(", so that %s %d is not served", li.Protocol, li.Port), have)
+				break
+			}
+		}
+	}
+	s.Refused = s.Refused || len(s.Omitted) == len(l.Listeners) && len(s.Omitted) > 0
+	slices.Sort(s.Lacking)
+	s.Lacking = slices.Compact(s.Lacking)
+	return s
+}
+
+func (s *Shortfall) lack(n need, field, so string, have []Capability) {
+	s.Lacking = append(s.Lacking, n.capability)
+	s.Problems = append(s.Problems, Problem{
+		Type: problemUnsupported, Field: field,
+		Detail: fmt.Sprintf("%s: is not among what this edge can do, %s%s; ask for something else, or use an edge that can", n.capability, listed(have), so),
+	})
 }

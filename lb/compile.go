@@ -44,7 +44,8 @@ type Outcome struct {
 	// addresses that the edge refuses.
 	NodeWarnings map[Cluster]map[NodeName]Problem
 	// Checks holds every check of a load balancer that is served. It does not
-	// depend on Input.Health.
+	// depend on Input.Health. The members of the check of protocol none are not to
+	// be probed; that one says who is not checked.
 	Checks map[Cluster]map[CheckID]Check
 }
 
@@ -65,9 +66,10 @@ type Check struct {
 // outcomes, and the input is not changed.
 //
 // What is refused, with the reason in the outcome, harms nothing else:
-//   - a load balancer that Validate complains about, that needs what the engine
-//     lacks, or that has an address outside the cluster's ranges or of the edge
-//     itself;
+//   - a load balancer that Validate complains about, that needs as a whole what the
+//     engine lacks, or that has an address outside the cluster's ranges or of the
+//     edge itself;
+//   - a single listener that needs what the engine lacks;
 //   - a single frontend that is reserved or that an older claim holds; the other
 //     frontends of the load balancer are served;
 //   - a node's address outside the cluster's node ranges, of the edge itself or
@@ -109,7 +111,7 @@ func Prepare(in Input) *Prepared {
 		if !l.refused {
 			c.serve(l)
 		}
-		c.out.LoadBalancers[l.owner] = LoadBalancerStatus{Applied: !l.refused, Problems: l.problems}
+		c.out.LoadBalancers[l.owner] = l.status()
 	}
 	c.gatherChecks()
 	return &Prepared{out: c.out, recipes: c.recipes}
@@ -134,7 +136,14 @@ type candidate struct {
 	LoadBalancer
 	owner    Owner
 	problems []Problem
-	refused  bool // wholly, or one of its frontends
+	refused  bool  // wholly, or one of its frontends
+	omitted  []int // listeners that the engine cannot serve, ascending
+	served   bool  // at one of its frontends
+}
+
+func (l *candidate) status() LoadBalancerStatus {
+	applied := !l.refused && len(l.omitted) == 0
+	return LoadBalancerStatus{Applied: applied, Partial: !applied && l.served, Problems: l.problems}
 }
 
 func (l *candidate) refuse(p Problem) {
@@ -216,43 +225,10 @@ func (c *compilation) admit(cluster Cluster) {
 }
 
 func (c *compilation) admitCapabilities(l *candidate) {
-	for _, lacking := range l.Lacking(c.in.Host.Capabilities) {
-		l.refuse(Problem{
-			Type: problemUnsupported, Field: l.fieldOf(lacking),
-			Detail: fmt.Sprintf("%s: is not among what this edge can do, %s", lacking, listed(c.in.Host.Capabilities)),
-		})
-	}
-}
-
-// fieldOf returns the first field that needs the capability.
-func (l LoadBalancer) fieldOf(need Capability) string {
-	for i, a := range l.Addresses {
-		if Capability(FamilyOf(a)) == need {
-			return fmt.Sprintf("addresses[%d]", i)
-		}
-	}
-	for i, li := range l.Listeners {
-		switch {
-		case Capability(li.Protocol) == need:
-			return fmt.Sprintf("listeners[%d].protocol", i)
-		case li.ProxyProtocol != ProxyOff && "proxy-protocol-"+Capability(li.ProxyProtocol) == need:
-			return fmt.Sprintf("listeners[%d].proxyProtocol", i)
-		}
-	}
-	switch need {
-	case CapSourceRanges:
-		return "sourceRanges"
-	case CapAffinity:
-		return "affinity"
-	case CapMaxConnections:
-		return "maxConnections"
-	case CapConnectTimeout:
-		return "connectTimeout"
-	case CapFamilyTranslation:
-		return "memberFamilies"
-	default:
-		return "algorithm"
-	}
+	s := l.Shortfall(c.in.Host.Capabilities)
+	l.problems = append(l.problems, s.Problems...)
+	l.omitted = s.Omitted
+	l.refused = l.refused || s.Refused
 }
 
 func (c *compilation) admitAddresses(l *candidate) {
@@ -281,8 +257,12 @@ func (c *compilation) admitAddresses(l *candidate) {
 // route. Load balancers must come in the order of their claims.
 func (c *compilation) serve(l *candidate) {
 	s := c.scope(l)
-	served := false
+	omitted := l.omitted
 	for i, li := range l.Listeners {
+		if len(omitted) > 0 && omitted[0] == i {
+			omitted = omitted[1:]
+			continue
+		}
 		before := len(c.out.Table.Routes)
 		for _, a := range l.Addresses {
 			f := Frontend{Addr: a, Port: li.Port, Protocol: li.Protocol}
@@ -294,10 +274,10 @@ func (c *compilation) serve(l *candidate) {
 		}
 		if len(c.out.Table.Routes) > before {
 			s.note(l.owner.UID, li)
-			served = true
+			l.served = true
 		}
 	}
-	if served {
+	if l.served {
 		s.warn(l)
 	}
 }

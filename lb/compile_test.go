@@ -172,8 +172,11 @@ func describe(o lb.Outcome) string {
 	for _, owner := range slices.SortedFunc(maps.Keys(o.LoadBalancers), byOwner) {
 		status := o.LoadBalancers[owner]
 		verdict := "not applied"
-		if status.Applied {
+		switch {
+		case status.Applied:
 			verdict = "applied"
+		case status.Partial:
+			verdict = "applied in part"
 		}
 		line(1, "%s %s: %s", owner.Cluster, owner.UID, verdict)
 		for _, p := range status.Problems {

@@ -86,7 +86,7 @@ type LoadBalancer struct {
 	// reached, the most wanted first: clients of another family are served in that
 	// one. Empty stands for the family of each address.
 	MemberFamilies []Family `json:"memberFamilies,omitempty"`
-	// HealthCheck is how the members are checked.
+	// HealthCheck is how the members are checked, if at all.
 	HealthCheck HealthCheck `json:"healthCheck"`
 	// FailOpen sends traffic to all members when not one of them is up, because
 	// a broken health check must not empty a pool. Without it connections are
@@ -133,7 +133,10 @@ type Listener struct {
 }
 
 // HealthCheck is how the nodes of a load balancer are checked. Load balancers
-// with equal health checks share the probes: each node is probed once.
+// with equal health checks share the probes: each node is probed once. With
+// protocol none, which has neither port nor anything else, nobody is probed and
+// every member counts as up; an engine still goes on to another one when a member
+// does not take a connection.
 type HealthCheck struct {
 	healthcheck.Spec
 	// Port is where the nodes are probed.
@@ -146,11 +149,14 @@ type HealthCheck struct {
 // checks only.
 type CheckID string
 
-// ID returns the check's name, such as "http:10256/healthz".
+// ID returns the check's name, such as "http:10256/healthz", or "none".
 func (h HealthCheck) ID() CheckID {
+	if h.Protocol == healthcheck.None {
+		return CheckID(healthcheck.None)
+	}
 	s := h.WithDefaults()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s:%d%s", s.Protocol, h.Port, s.Path)
+	fmt.Fprintf(&b, "%s:%d%s", s.Protocol, h.Port, s.Suffix())
 	d := healthcheck.Spec{Protocol: s.Protocol, Path: s.Path}.WithDefaults()
 	if s != d {
 		fmt.Fprintf(&b, " every %s timeout %s down %d up %d", s.Interval.D(), s.Timeout.D(), s.UnhealthyThreshold, s.HealthyThreshold)

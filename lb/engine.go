@@ -13,8 +13,9 @@ type Engine interface {
 	// Set replaces the whole table. It is all or nothing but for single
 	// frontends that cannot be served (an address in use by another process):
 	// those are returned with their reasons, and tried again at the next Set. It
-	// is idempotent. Connections through routes that stay are never cut;
-	// connections of a frontend or member that is gone drain for the route's
+	// is idempotent. Connections through routes that stay are never cut, but for
+	// those of clients that the route's SourceRanges do not allow any more, which
+	// end at once; connections of a frontend or member that is gone drain for the route's
 	// DrainTimeout; those of a Dead member are reset if the route says so. On
 	// error the table before goes on. ctx bounds the call, not what it set.
 	Set(ctx context.Context, t Table) (map[Frontend]error, error)

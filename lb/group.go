@@ -328,7 +328,7 @@ func (c *compilation) gatherChecks() {
 			}
 			check.Members[m.name] = a
 			// The scopes come in the order of their users, none last.
-			if _, known := check.Substitute[m.name]; !known && s.tcp.port != 0 {
+			if _, known := check.Substitute[m.name]; !known && s.tcp.port != 0 && s.check.Protocol != healthcheck.None {
 				check.Substitute[m.name] = s.tcp.port
 			}
 		}
@@ -379,27 +379,49 @@ func (r recipe) make(health Health) Group {
 	active := 0
 	for i, m := range r.members {
 		b := Backend{Node: m.name, Addr: m.at(r.id.Family), Weight: m.weight, Check: r.check.id}
-		b.State = m.state(health(r.id.Cluster, r.check.HealthCheck, m.name))
+		b.State = m.state(r.healthOf(m, health))
 		if b.State == Active {
 			active++
 		}
 		g.Backends[i] = b
 	}
-	if active == 0 && r.failOpen && len(g.Backends) > 0 {
+	switch {
+	case active > 0 || len(g.Backends) == 0:
+	case r.failOpen:
 		g.FailingOpen = true
 		for i := range g.Backends {
 			g.Backends[i].State = Active
 		}
+	default:
+		r.lastResort(g.Backends, health)
 	}
 	return g
+}
+
+func (r recipe) healthOf(m *member, health Health) MemberHealth {
+	if r.check.Protocol == healthcheck.None {
+		return MemberHealth{State: healthcheck.Unchecked}
+	}
+	return health(r.id.Cluster, r.check.HealthCheck, m.name)
 }
 
 func (m *member) state(h MemberHealth) BackendState {
 	switch {
 	case h.State == healthcheck.Down && h.Dead:
 		return Dead
-	case h.State == healthcheck.Up && !m.draining:
+	case h.State.Serves() && !m.draining:
 		return Active
 	}
 	return Draining
+}
+
+// lastResort gives new connections to those who answer and would rather have none.
+// With policy Local their last endpoints are ending and serve until then, while
+// the next node is not up yet: refusing would break what could be served.
+func (r recipe) lastResort(backends []Backend, health Health) {
+	for i, m := range r.members {
+		if !m.draining && health(r.id.Cluster, r.check.HealthCheck, m.name).State == healthcheck.Draining {
+			backends[i].State = Active
+		}
+	}
 }

@@ -18,8 +18,9 @@ type Policy struct {
 	// NodeRanges are where the addresses of its nodes must lie.
 	NodeRanges []netip.Prefix
 	// MaxLoadBalancers, MaxListeners and MaxNodes limit the size of its
-	// configuration. Beyond them a Set is refused with ErrExhausted. Zero is
-	// unlimited.
+	// configuration; a listener counts once for each address of its load balancer,
+	// since each is a frontend. Beyond them a Set is refused with ErrExhausted. Zero
+	// is unlimited.
 	MaxLoadBalancers, MaxListeners, MaxNodes int
 }
 
@@ -45,12 +46,19 @@ func (p Policy) AllowsAddress(a netip.Addr) bool { return within(a, p.AddressRan
 // AllowsNode reports whether a node may have the address.
 func (p Policy) AllowsNode(a netip.Addr) bool { return within(a, p.NodeRanges) }
 
+const whatListeners = "listeners"
+
 // Admits returns nil if the configuration is not larger than the policy allows,
 // else the ErrExhausted that names every limit that is passed.
 func (p Policy) Admits(c Config) error {
 	listeners := 0
-	for _, l := range c.LoadBalancers {
-		listeners += len(l.Listeners)
+	largest, most := UID(""), 0
+	for uid, l := range c.LoadBalancers {
+		n := len(l.Listeners) * max(len(l.Addresses), 1)
+		listeners += n
+		if n > most || n == most && uid < largest {
+			largest, most = uid, n
+		}
 	}
 	var over []string
 	for _, limit := range []struct {
@@ -58,11 +66,15 @@ func (p Policy) Admits(c Config) error {
 		have, most int
 	}{
 		{"load balancers", len(c.LoadBalancers), p.MaxLoadBalancers},
-		{"listeners", listeners, p.MaxListeners},
+		{whatListeners, listeners, p.MaxListeners},
 		{"nodes", len(c.Nodes), p.MaxNodes},
 	} {
 		if limit.most > 0 && limit.have > limit.most {
-			over = append(over, fmt.Sprintf("%d %s where the edge allows %d", limit.have, limit.what, limit.most))
+			text := fmt.Sprintf("%d %s where the edge allows %d", limit.have, limit.what, limit.most)
+			if limit.what == whatListeners {
+				text += fmt.Sprintf(" (each counts for every address; %q has most, %d)", c.LoadBalancers[largest].Name, most)
+			}
+			over = append(over, text)
 		}
 	}
 	if over == nil {

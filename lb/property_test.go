@@ -151,6 +151,9 @@ func checkOutcome(t *testing.T, in lb.Input, out lb.Outcome) {
 		if status.Applied && served[owner] != len(l.Addresses)*len(l.Listeners) {
 			t.Errorf("%v is applied with %d frontends; want %d", owner, served[owner], len(l.Addresses)*len(l.Listeners))
 		}
+		if status.Partial != (!status.Applied && served[owner] > 0) {
+			t.Errorf("%v is applied: %v, partly: %v, with %d frontends", owner, status.Applied, status.Partial, served[owner])
+		}
 		if !status.Applied && len(status.Problems) == 0 {
 			t.Errorf("%v is not applied without a reason", owner)
 		}

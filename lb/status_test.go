@@ -75,7 +75,7 @@ func TestPolicyAdmits(t *testing.T) {
 		{lb.Policy{}, ""},
 		{lb.Policy{MaxLoadBalancers: 3, MaxListeners: 6, MaxNodes: 2}, ""},
 		{lb.Policy{MaxLoadBalancers: 2, MaxListeners: 6, MaxNodes: 2}, "configuration has 3 load balancers where the edge allows 2: exhausted"},
-		{lb.Policy{MaxLoadBalancers: 1, MaxListeners: 5, MaxNodes: 1}, "configuration has 3 load balancers where the edge allows 1, 6 listeners where the edge allows 5, 2 nodes where the edge allows 1: exhausted"},
+		{lb.Policy{MaxLoadBalancers: 1, MaxListeners: 5, MaxNodes: 1}, "configuration has 3 load balancers where the edge allows 1, 6 listeners where the edge allows 5 (each counts for every address; \"namespace-0/service-with-a-name-0\" has most, 2), 2 nodes where the edge allows 1: exhausted"},
 	} {
 		got := ""
 		if err := test.policy.Admits(c); err != nil {

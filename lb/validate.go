@@ -24,6 +24,10 @@ const (
 	MaxTimeout = 7 * 24 * time.Hour
 	// MaxConnectTimeout is the largest connect timeout of a load balancer.
 	MaxConnectTimeout = 30 * time.Second
+	// MaxListeners and MaxAddresses bound one load balancer. What a cluster may have
+	// in all is the edge's affair, see [Policy].
+	MaxListeners = 10_000
+	MaxAddresses = 64
 	// MaxName is the largest length in bytes of a load balancer's name and of a
 	// pool's, MaxID that of every other name and of a UID.
 	MaxName = 1024
@@ -202,6 +206,10 @@ func (v *validation) addresses(addrs []netip.Addr) {
 	if len(addrs) == 0 {
 		v.complain("addresses", "none: must be at least one address")
 	}
+	if len(addrs) > MaxAddresses {
+		v.complain("addresses", "%d of them: must be at most %d", len(addrs), MaxAddresses)
+		return
+	}
 	for i, a := range addrs {
 		if fault := addressFault(a); fault != "" {
 			v.complain(fmt.Sprintf("addresses[%d]", i), "%s: %s", addressText(a), fault)
@@ -215,6 +223,10 @@ func (v *validation) addresses(addrs []netip.Addr) {
 func (v *validation) listeners(listeners []Listener) {
 	if len(listeners) == 0 {
 		v.complain("listeners", "none: must be at least one listener")
+	}
+	if len(listeners) > MaxListeners {
+		v.complain("listeners", "%d of them: must be at most %d; share the ports among several load balancers, which may have the same address", len(listeners), MaxListeners)
+		return
 	}
 	type key struct {
 		protocol Protocol
@@ -297,10 +309,23 @@ func (v *validation) healthCheck(h HealthCheck) {
 		field, detail, _ := strings.Cut(fault, ": ")
 		v.complain("healthCheck."+field, "%s", detail)
 	}
+	if h.Protocol == healthcheck.None {
+		v.noHealthCheck(h)
+		return
+	}
 	if h.Port == 0 {
 		v.complain("healthCheck.port", "0: must be from 1 to 65535")
 	}
 	v.oneOf("healthCheck.family", string(h.Family), "", string(IPv4), string(IPv6))
+}
+
+func (v *validation) noHealthCheck(h HealthCheck) {
+	if h.Port != 0 {
+		v.complain("healthCheck.port", "%d: must be 0 for protocol none", h.Port)
+	}
+	if h.Family != "" {
+		v.complain("healthCheck.family", "%s: must be empty for protocol none", quoted(string(h.Family)))
+	}
 }
 
 func (v *validation) sourceRanges(ranges []netip.Prefix) {

@@ -168,12 +168,38 @@ var validateTests = []struct {
 			l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: "smtp", Interval: 1, UnhealthyThreshold: -1}, Family: "ipv5"}
 		}),
 		[]string{
-			`loadBalancers["u"].healthCheck.protocol: "smtp": must be tcp, http or https`,
+			`loadBalancers["u"].healthCheck.protocol: "smtp": must be tcp, http, https, grpc or none`,
 			`loadBalancers["u"].healthCheck.interval: 1ns: must be from 100ms to 10m0s`,
 			`loadBalancers["u"].healthCheck.timeout: 1ns: must be from 10ms to 30s`,
 			`loadBalancers["u"].healthCheck.unhealthyThreshold: -1: must be from 1 to 100`,
 			`loadBalancers["u"].healthCheck.port: 0: must be from 1 to 65535`,
 			`loadBalancers["u"].healthCheck.family: "ipv5": must be one of empty, ipv4, ipv6`,
+		},
+	},
+	{"as many listeners as may be", changed(func(l *lb.LoadBalancer) { l.Listeners = manyListeners(lb.MaxListeners) }), nil},
+	{
+		"too many listeners and addresses", changed(func(l *lb.LoadBalancer) {
+			l.Listeners = manyListeners(lb.MaxListeners + 1)
+			for i := range lb.MaxAddresses {
+				l.Addresses = append(l.Addresses, netip.AddrFrom4([4]byte{198, 18, 1, byte(i)}))
+			}
+		}),
+		[]string{
+			`loadBalancers["u"].addresses: 65 of them: must be at most 64`,
+			`loadBalancers["u"].listeners: 10001 of them: must be at most 10000; share the ports among several load balancers, which may have the same address`,
+		},
+	},
+	{"not checked", changed(func(l *lb.LoadBalancer) {
+		l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None}}
+	}), nil},
+	{
+		"not checked, somehow", changed(func(l *lb.LoadBalancer) {
+			l.HealthCheck = lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None, Path: "/x"}, Port: 80, Family: lb.IPv4}
+		}),
+		[]string{
+			`loadBalancers["u"].healthCheck.protocol: "none": must come alone: path, interval, timeout and thresholds mean nothing where nobody is asked`,
+			`loadBalancers["u"].healthCheck.port: 80: must be 0 for protocol none`,
+			`loadBalancers["u"].healthCheck.family: "ipv4": must be empty for protocol none`,
 		},
 	},
 	{

@@ -38,6 +38,9 @@ type Options struct {
 	// Hasten shortens the time for which something must be so before an alert
 	// fires to this at most: tests cannot wait as long as people can sleep.
 	Hasten time.Duration
+	// Shorten replaces a part of an alert's expression, which must be there, by
+	// another: a length of time that tests cannot wait for either.
+	Shorten map[string]Replacement
 	// Listen is where it is asked; empty is a free port of loopback, as seen from
 	// this process.
 	Listen string
@@ -46,6 +49,9 @@ type Options struct {
 	Command func(ctx context.Context, args ...string) *exec.Cmd
 	Client  *http.Client
 }
+
+// Replacement is a text and what comes in its place.
+type Replacement struct{ Old, New string }
 
 // Prometheus is a running server.
 type Prometheus struct {
@@ -150,7 +156,7 @@ func (o Options) configure() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if data, err = hastened(data, o.Hasten); err != nil {
+		if data, err = o.hastened(data); err != nil {
 			return "", fmt.Errorf("%s: %w", file, err)
 		}
 		name := fmt.Sprintf("rules-%d.yaml", i)
@@ -172,9 +178,10 @@ func (o Options) configure() (string, error) {
 	return file, os.WriteFile(file, data, 0o600)
 }
 
-// hastened shortens every `for` of rules to at most what is given.
-func hastened(data []byte, most time.Duration) ([]byte, error) {
-	if most == 0 {
+// hastened shortens every `for` of rules to at most what is given, and in
+// expressions what is asked for.
+func (o Options) hastened(data []byte) ([]byte, error) {
+	if o.Hasten == 0 && len(o.Shorten) == 0 {
 		return data, nil
 	}
 	var doc struct {
@@ -189,8 +196,17 @@ func hastened(data []byte, most time.Duration) ([]byte, error) {
 	}
 	for _, g := range doc.Groups {
 		for _, r := range g.Rules {
-			if _, ok := r["for"]; ok {
-				r["for"] = most.String()
+			if _, ok := r["for"]; ok && o.Hasten != 0 {
+				r["for"] = o.Hasten.String()
+			}
+			name, _ := r["alert"].(string)
+			expr, _ := r["expr"].(string)
+			with, ok := o.Shorten[name]
+			if ok && !strings.Contains(expr, with.Old) {
+				return nil, fmt.Errorf("alert %q: %q is not in its expression: %s", name, with.Old, expr)
+			}
+			if ok {
+				r["expr"] = strings.ReplaceAll(expr, with.Old, with.New)
 			}
 		}
 	}

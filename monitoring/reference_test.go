@@ -34,9 +34,9 @@ var labels = map[string]struct{ bound, meaning string }{
 	"node":          {"nodes", "the name of a node; of those that the check, or the Service, has"},
 	"outcome":       {"5", "`written`, `confirmed`, `conflict`, `gone` or `error`"},
 	"pool":          {"", "an AddressPool, or on edges the pool of nodes that a load balancer has"},
-	"reason":        {"", "the kind of a failure: `refused`, `timeout`, `reset`, `unreachable`, `http-status`, `protocol`, `tls`, or empty; of `eclusa_ccm_services_by_backends` the reason of a condition"},
+	"reason":        {"", "the kind of a failure: `refused`, `timeout`, `reset`, `unreachable`, `http-status`, `grpc-status`, `protocol`, `tls`, or empty; of `eclusa_ccm_services_by_backends` the reason of a condition"},
 	"revision":      {"", "the commit that the program was built from"},
-	"state":         {"", "of a node in a check `up`, `draining`, `down` or `unknown`; of a Service see there"},
+	"state":         {"", "of a node in a check `up`, `draining`, `down`, `unknown` or `unchecked`; of a Service see there"},
 	"subject":       {"CAs", "the common name of a certificate"},
 	"type":          {"", "a kind of problem: `address-held`, `invalid`, `unsupported`, `exhausted` or `not-found`"},
 	"version":       {"", "the version of the program"},
@@ -45,7 +45,7 @@ var labels = map[string]struct{ bound, meaning string }{
 // bounds are those of metrics whose labels do not tell.
 var bounds = map[string]string{
 	"eclusa_ccm_services":                              "6",
-	"eclusa_ccm_services_by_backends":                  "9",
+	"eclusa_ccm_services_by_backends":                  "10",
 	"eclusa_ccm_edge_backends":                         "edges × up to 18 states with reasons",
 	"eclusa_ccm_pool_addresses":                        "AddressPools",
 	"eclusa_ccm_pool_ready":                            "AddressPools",

@@ -56,7 +56,7 @@ func reasons(t *testing.T) map[string]string {
 // trouble.
 func TestAdviceIsComplete(t *testing.T) {
 	fine := map[string]bool{
-		ReasonAssigned: true, ReasonProgrammed: true, ReasonHealthy: true, ReasonNotMeasured: true,
+		ReasonAssigned: true, ReasonProgrammed: true, ReasonHealthy: true, ReasonNotChecked: true, ReasonNotMeasured: true,
 		ReasonServing: true, ReasonNothingHeld: true, ReasonBackendsUnknown: true,
 	}
 	all := reasons(t)

@@ -9,7 +9,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
-	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 	"github.com/eclusa-lb/eclusa/report"
 )
@@ -59,7 +58,7 @@ func (v *view) edgeReport(o *v1alpha1.Edge) report.Edge {
 	for _, members := range st.Status.Checks {
 		for _, m := range members {
 			out.Backends++
-			if m.State == healthcheck.Up {
+			if m.State.Serves() {
 				out.Up++
 			}
 		}

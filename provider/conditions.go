@@ -55,6 +55,7 @@ const (
 	ReasonUnsupported        = "Unsupported"
 	ReasonHealthy            = "Healthy"
 	ReasonHealthySubstitute  = "HealthySubstitute"
+	ReasonNotChecked         = "NotChecked"
 	ReasonNoEndpoints        = "NoEndpoints"
 	ReasonNoNodes            = "NoNodes"
 	ReasonNoneHealthy        = "NoneHealthy"
@@ -220,6 +221,8 @@ func healthy(s *subject, members int, v vote) (condition, bool) {
 		return no(t, ReasonNoNodes, "there is no node that may take traffic of the Service"), true
 	case members == 0:
 		return no(t, ReasonNoNodes, "no endpoint of the Service is on a node that may take its traffic: connections are refused"), true
+	case 2*v.up >= members && s.good.LoadBalancer.HealthCheck.Protocol == healthcheck.None:
+		return yes(t, ReasonNotChecked, "the nodes are not checked, as the Service asks, and count as up"), true
 	case 2*v.up >= members && v.up == v.substituted:
 		return yes(t, ReasonHealthySubstitute, "at least half of the nodes are up; none of them ever answered the health check "+check+", so that a TCP connection to a node port is tried in its place"), true
 	case 2*v.up >= members:
@@ -251,7 +254,7 @@ func countVotes[M ~map[lb.NodeName]lb.Member](members M, check lb.CheckID, state
 		for node := range members {
 			if m, ok := results[node]; ok && m.State != healthcheck.Unknown {
 				seen++
-				if m.State == healthcheck.Up {
+				if m.State.Serves() {
 					up++
 					if m.Substitute {
 						substituted++

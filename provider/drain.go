@@ -124,7 +124,7 @@ func (v *view) mayServeNow(a aspect, node lb.NodeName) bool {
 		if !ok || !v.Fleet[st.edge].Connected || m.State == healthcheck.Unknown {
 			continue
 		}
-		if m.State == healthcheck.Up {
+		if m.State.Serves() {
 			return true
 		}
 		verdict = true

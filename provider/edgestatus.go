@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
-	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -144,7 +143,7 @@ func backends(s lb.Status) (all, up int32, sick []v1alpha1.SickNode) {
 	for check, members := range s.Checks {
 		for node, m := range members {
 			all++
-			if m.State == healthcheck.Up {
+			if m.State.Serves() {
 				up++
 				continue
 			}

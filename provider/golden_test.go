@@ -208,11 +208,13 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 		wrong[c.LoadBalancer] = append(wrong[c.LoadBalancer], c.Problem)
 	}
 	for uid, l := range w.Config.LoadBalancers {
-		if lacking := l.Lacking(info.Capabilities); len(lacking) > 0 {
-			st.Withheld[uid] = lb.Problem{Type: "unsupported", Detail: fmt.Sprintf("the edge lacks %v", lacking)}
+		short := l.Shortfall(info.Capabilities)
+		if short.Refused {
+			st.Withheld[uid] = lb.Problem{Type: "unsupported", Detail: fmt.Sprintf("the edge lacks %v", short.Lacking)}
 			continue
 		}
-		st.Status.LoadBalancers[uid] = lb.LoadBalancerStatus{Applied: len(wrong[uid]) == 0, Problems: wrong[uid]}
+		problems := append(wrong[uid], short.Problems...)
+		st.Status.LoadBalancers[uid] = lb.LoadBalancerStatus{Applied: len(problems) == 0, Partial: len(wrong[uid]) == 0 && len(problems) > 0, Problems: problems}
 		check := l.HealthCheck.ID()
 		if st.Status.Checks[check] == nil {
 			st.Status.Checks[check] = map[lb.NodeName]lb.MemberStatus{}

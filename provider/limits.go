@@ -90,6 +90,9 @@ func checkLimits(h lb.HealthCheck, from func(Annotation) string) []report.Limit 
 			protocol = f
 		}
 	}
+	if s.Protocol == healthcheck.None {
+		return []report.Limit{{Name: "health check", Value: "none: nodes are not checked and count as up", From: protocol}}
+	}
 	return []report.Limit{
 		{Name: "health check", Value: fmt.Sprintf("%s on port %d%s", s.Protocol, h.Port, pathOf(s)), From: protocol},
 		{Name: "health check interval", Value: short(s.Interval.D()), From: from(AnnotationHealthCheckInterval)},
@@ -100,7 +103,12 @@ func checkLimits(h lb.HealthCheck, from func(Annotation) string) []report.Limit 
 }
 
 func pathOf(s healthcheck.Spec) string {
-	if s.Path == "" {
+	switch {
+	case s.Protocol == healthcheck.GRPC && s.Path == "":
+		return ", of the whole server"
+	case s.Protocol == healthcheck.GRPC:
+		return ", service " + s.Path
+	case s.Path == "":
 		return ""
 	}
 	return ", path " + s.Path

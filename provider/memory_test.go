@@ -233,3 +233,23 @@ func TestSubstitutedCheck(t *testing.T) {
 	}
 	same(t, "healthy", says(s.world.Services[0], ConditionBackendsHealthy), "True HealthySubstitute")
 }
+
+// TestUncheckedNodes tells that nobody asks the nodes, once an edge has told so.
+func TestUncheckedNodes(t *testing.T) {
+	l := lb.LoadBalancer{HealthCheck: lb.HealthCheck{Spec: healthcheck.Spec{Protocol: healthcheck.None}}}
+	s := &subject{good: &Translation{Check: l.HealthCheck.ID(), LoadBalancer: l}, built: &built{LoadBalancer: l}}
+	members := map[lb.NodeName]lb.Member{"a": {}, "b": {}}
+	if c, known := healthy(s, len(members), countVotes(members, s.good.Check, []EdgeState{{}})); known {
+		t.Errorf("before any edge has told: got %+v; want nothing to tell", c)
+	}
+	st := EdgeState{Status: lb.Status{Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{
+		"none": {"a": {State: healthcheck.Unchecked}, "b": {State: healthcheck.Unchecked}},
+	}}}
+	c, known := healthy(s, len(members), countVotes(members, s.good.Check, []EdgeState{st}))
+	if !known || c.reason != ReasonNotChecked {
+		t.Errorf("got %+v, %v; want %s", c, known, ReasonNotChecked)
+	}
+	if h, _ := healthIn(st, s.good.Check, "a"); h.State != "not checked" {
+		t.Errorf("node in an explanation: got %q; want not checked", h.State)
+	}
+}

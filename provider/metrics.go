@@ -30,7 +30,7 @@ func newDesc(name, help string, labels ...string) *prometheus.Desc {
 // label of which there are as many as Services.
 var (
 	servicesDesc  = newDesc("services", "Services of type LoadBalancer that are eclusa's, by state: served, pending (edges have not confirmed it yet), unknown (none of its edges has been reached for a minute), waiting (for an address), refused (it cannot be served, or every edge refuses it), foreign (somebody else serves it). Only the leader tells.", "state")
-	backendsDesc  = newDesc("services_by_backends", "Services that edges are told of, by how their nodes are: the reason of the condition BackendsHealthy (Healthy, HealthySubstitute, FewHealthy, NoneHealthy, NoEndpoints, NoNodes, EdgeUnreachable, Pending), or Unknown. Only the leader tells.", "reason")
+	backendsDesc  = newDesc("services_by_backends", "Services that edges are told of, by how their nodes are: the reason of the condition BackendsHealthy (Healthy, HealthySubstitute, NotChecked, FewHealthy, NoneHealthy, NoEndpoints, NoNodes, EdgeUnreachable, Pending), or Unknown. Only the leader tells.", "reason")
 	nodePortsDesc = newDesc("node_ports_used", "Different node ports that Services of any type have in this cluster, those of health checks included. Only the leader tells.")
 	poolUsedDesc  = newDesc("pool_addresses_used", "Addresses of the pool that Services have.", "pool")
 	poolTotalDesc = newDesc("pool_addresses", "Addresses of the pool, at most 2^53-1; 0 if the pool cannot be used.", "pool")

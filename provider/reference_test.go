@@ -78,6 +78,7 @@ func TestAnnotationReference(t *testing.T) {
 		"(`AnnotationsIgnored`) name annotation, value, what is accepted and what is done instead. `address-pool` and `addresses`\n" +
 		"are different: a Service whose request cannot be met, or whose `addresses` cannot be read, gets no other address, and\n" +
 		"the Condition [`eclusa.io/AddressAssigned`](../operations.md#eclusaioaddressassigned) says why.\n\n" +
+		"[What a Service can say](services.md) tells what becomes of all this, together with its spec, and what it costs.\n\n" +
 		"`kubectl eclusa plan -f FILE` tells all of it before anything is applied, and `kubectl eclusa explain SERVICE` which\n" +
 		"values are in force and where each comes from.\n\n## Written by users\n\n")
 	all := readDocumented(t)

@@ -128,7 +128,10 @@ func healthIn(st EdgeState, check lb.CheckID, node lb.NodeName) (report.Health, 
 		return report.Health{State: healthcheck.Unknown.String()}, false
 	}
 	h := report.Health{State: m.State.String(), Since: report.At(m.Since.UTC()), Dead: m.Dead, Substitute: m.Substitute}
-	if m.State != healthcheck.Up {
+	if m.State == healthcheck.Unchecked {
+		h.State = "not checked"
+	}
+	if !m.State.Serves() {
 		h.Error = m.Error
 		if h.Error == "" {
 			h.Error = string(m.Reason)
@@ -152,7 +155,7 @@ func (v *view) sick() map[lb.NodeName]map[lb.CheckID]*sickness {
 	for _, edge := range v.names {
 		for check, members := range v.Fleet[edge].Status.Checks {
 			for node, m := range members {
-				if m.State == healthcheck.Up {
+				if m.State.Serves() {
 					continue
 				}
 				if out[node] == nil {

@@ -80,7 +80,7 @@ func (r *round) count() {
 const ReasonBackendsUnknown = "Unknown"
 
 var backendReasons = []string{
-	ReasonHealthy, ReasonHealthySubstitute, ReasonFewHealthy, ReasonNoneHealthy, ReasonNoEndpoints, ReasonNoNodes,
+	ReasonHealthy, ReasonHealthySubstitute, ReasonNotChecked, ReasonFewHealthy, ReasonNoneHealthy, ReasonNoEndpoints, ReasonNoNodes,
 	ReasonEdgeUnreachable, ReasonPending, ReasonBackendsUnknown,
 }
 

@@ -147,9 +147,9 @@ func (s *syncer) open(ctx context.Context) error {
 		}
 		s.balancer = b
 	}
-	info, err := within(ctx, infoTimeout, s.balancer.Info)
+	info, err := s.info(ctx)
 	if err != nil {
-		return fmt.Errorf("asking edge %q what it is: %w", s.spec.Name, err)
+		return err
 	}
 	s.state.Info = info
 	s.state.LastContact = time.Now()
@@ -163,6 +163,15 @@ func (s *syncer) open(ctx context.Context) error {
 		}
 	}
 	return s.readBack(ctx)
+}
+
+// info asks the edge what it is.
+func (s *syncer) info(ctx context.Context) (lb.Info, error) {
+	info, err := within(ctx, infoTimeout, s.balancer.Info)
+	if err != nil {
+		return lb.Info{}, fmt.Errorf("asking edge %q what it is: %w", s.spec.Name, err)
+	}
+	return info, nil
 }
 
 // claim makes us the only writer on the edge.

@@ -87,7 +87,7 @@ func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
 	}
 	for uid := range withheld {
 		l, ok := known.LoadBalancers[uid]
-		if ok && slices.Equal(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && len(l.Lacking(c.state.Info.Capabilities)) == 0 {
+		if ok && slices.Equal(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && !l.Shortfall(c.state.Info.Capabilities).Refused {
 			keys = append(keys, loadBalancerKey+string(uid))
 		}
 	}
@@ -176,29 +176,27 @@ func (w Wanted) same(o Wanted) bool {
 		sameMap(w.Config.LoadBalancers, o.Config.LoadBalancers)
 }
 
-// withhold returns the configuration without the load balancers that need more
-// than the edge can do, and the reason for each of them.
+// withhold returns the configuration without the load balancers of which the edge
+// can serve nothing, and the reason for each of them. Where it lacks the means for
+// some listeners only, it leaves them out itself and its status says so.
 func withhold(config lb.Config, info lb.Info) (lb.Config, map[lb.UID]lb.Problem) {
 	var withheld map[lb.UID]lb.Problem
 	for uid, l := range config.LoadBalancers {
-		lacking := l.Lacking(info.Capabilities)
-		if len(lacking) == 0 {
+		short := l.Shortfall(info.Capabilities)
+		if !short.Refused {
 			continue
 		}
 		if withheld == nil {
 			withheld = make(map[lb.UID]lb.Problem)
 			config.LoadBalancers = maps.Clone(config.LoadBalancers)
 		}
-		names := make([]string, len(lacking))
-		for i, c := range lacking {
+		names := make([]string, len(short.Lacking))
+		for i, c := range short.Lacking {
 			names[i] = string(c)
 		}
-		withheld[uid] = lb.Problem{
-			Type:  "unsupported",
-			Field: fieldThatNeeds(l, lacking[0]),
-			Detail: fmt.Sprintf("edge %q with engine %q and version %q cannot do: %s",
-				info.Name, info.Engine, info.Version, strings.Join(names, ", ")),
-		}
+		p := short.Problems[0]
+		p.Detail = fmt.Sprintf("edge %q with engine %q and version %q cannot do: %s", info.Name, info.Engine, info.Version, strings.Join(names, ", "))
+		withheld[uid] = p
 	}
 	if withheld == nil {
 		return config, nil
@@ -208,36 +206,6 @@ func withhold(config lb.Config, info lb.Info) (lb.Config, map[lb.UID]lb.Problem)
 		return gone
 	})
 	return config, withheld
-}
-
-// fieldThatNeeds returns the path of the field of a load balancer that needs the
-// capability, empty if it is none in particular.
-func fieldThatNeeds(l lb.LoadBalancer, need lb.Capability) string {
-	for i, li := range l.Listeners {
-		switch {
-		case need == lb.Capability(li.Protocol):
-			return fmt.Sprintf("listeners[%d].protocol", i)
-		case li.ProxyProtocol != lb.ProxyOff && need == "proxy-protocol-"+lb.Capability(li.ProxyProtocol):
-			return fmt.Sprintf("listeners[%d].proxyProtocol", i)
-		}
-	}
-	for i, a := range l.Addresses {
-		if need == lb.Capability(lb.FamilyOf(a)) {
-			return fmt.Sprintf("addresses[%d]", i)
-		}
-	}
-	switch need {
-	case lb.CapSourceRanges:
-		return "sourceRanges"
-	case lb.CapAffinity:
-		return "affinity"
-	case lb.CapMaxConnections:
-		return "maxConnections"
-	case lb.Capability(l.Algorithm):
-		return "algorithm"
-	default:
-		return ""
-	}
 }
 
 // sortedKeys returns the keys of a set in order.

@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"sync"
 	"time"
 
@@ -88,12 +89,33 @@ func (c *session) listen(ctx context.Context, again time.Duration) error {
 		case <-retry:
 			return nil
 		case a := <-c.answers:
+			known := c.state.Status.Cursor != ""
 			if err := c.take(a); err != nil {
 				return err
+			}
+			if known && a.delta.Full {
+				if err := c.sameEdge(ctx); err != nil {
+					return err
+				}
 			}
 			c.ask()
 		}
 	}
+}
+
+// sameEdge returns an error if the edge is not what it was when the session began. An
+// upgrade breaks no connection: that another process answers, which may be of
+// another version and can do other things, shows only in that it knows nothing of
+// what was told before.
+func (c *session) sameEdge(ctx context.Context) error {
+	info, err := c.info(ctx)
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(info, c.state.Info) {
+		return fmt.Errorf("edge %q was of version %q and is of version %q now: %w", c.spec.Name, c.state.Info.Version, info.Version, errRestart)
+	}
+	return nil
 }
 
 // poll asks for the status whenever told to.

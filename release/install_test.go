@@ -28,7 +28,7 @@ reload*refused) exit 1 ;;
 esac
 `
 
-func newMachine(t *testing.T) *machine {
+func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -36,6 +36,11 @@ func newMachine(t *testing.T) *machine {
 		}
 		t.Skip("installing a package needs root")
 	}
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	needRoot(t)
 	need(t, "dpkg", "unshare", "chroot", "setpriv", "ip", "systemd-sysusers", "systemd-analyze")
 	packages := filepath.Dir(packaged(t)[0])
 	m := &machine{t: t, dir: t.TempDir(), packages: packages}

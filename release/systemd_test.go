@@ -3,35 +3,48 @@ package release
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/eclusa-lb/eclusa/lab/ledger"
+	"github.com/eclusa-lb/eclusa/lab/space"
 )
 
 // TestUnderSystemd lives through an edge's life as a service under a real systemd,
 // in namespaces of its own: what the unit forbids must not be what the edge needs.
 func TestUnderSystemd(t *testing.T) {
-	m := newMachine(t)
-	need(t, "/lib/systemd/systemd", "pivot_root")
-	if err := os.RemoveAll(filepath.Join(m.dir, "upper", "usr")); err != nil { // the systemctl that only takes notes
-		t.Fatal(err)
-	}
-	for _, d := range []string{"upper", "upper/etc/systemd/system"} {
-		if err := os.MkdirAll(filepath.Join(m.dir, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(t, filepath.Join(m.dir, "upper", "scenario.sh"), string(read(t, "testdata/scenario.sh")))
-	holder := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(m.dir, "upper", "usr", "local", "bin", "holder"), "./testdata/holder")
-	holder.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := holder.CombinedOutput(); err != nil {
+	t.Parallel()
+	needRoot(t)
+	need(t, "dpkg", "ip", "/lib/systemd/systemd")
+	packages, tools := filepath.Dir(packaged(t)[0]), t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", tools+"/", "../lab/anchor", "./testdata/holder")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	output := m.boot()
+	write(t, filepath.Join(tools, "scenario.sh"), string(read(t, "testdata/scenario.sh")))
+	anchor := filepath.Join(tools, "anchor")
+	machine := boot(t, anchor, packages, tools)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, anchor, "enter", strconv.Itoa(machine), "sh", "-ex", filepath.Join(tools, "scenario.sh"), packages, filepath.Join(tools, "holder"))
+	cmd.WaitDelay = 5 * time.Second // if the holder is not ended
+	said, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Error(err)
+	}
+	output := string(said)
 	for _, want := range []string{
 		"enabled at first: disabled, inactive",
 		"started: running, Serving",
@@ -40,13 +53,15 @@ func TestUnderSystemd(t *testing.T) {
 		"upgraded: running, another process: yes, 0 restarts",
 		"the process of before: gone, running",
 		"reload of a wrong configuration: refused, running",
-		"killed, with a wrong configuration: failed, status 2, 1 restart",
+		"killed, with a wrong configuration: failed, status 78, 1 restart",
 		"killed: active, 1 restart",
 		"stopped: success, status 0",
 		"killed while one drains, reloads 1: active, 1 restarts",
 		"killed while one drains, reloads 2: active, 2 restarts",
+		"hung: Watchdog timeout (limit 8s)! SIGABRT: abort, active, 3 restarts",
+		"its address: 192.0.2.130/32",
 		"stopped while one drains: in peace, success",
-		"removed: inactive",
+		"removed: inactive, 0 addresses",
 		"the end",
 	} {
 		if !strings.Contains(output, "\n"+want+"\n") {
@@ -58,61 +73,52 @@ func TestUnderSystemd(t *testing.T) {
 	}
 }
 
-// boot starts systemd and returns what the scenario has printed.
-func (m *machine) boot() string {
-	t := m.t
+// boot starts a systemd on a copy of this machine, in namespaces of its own, which
+// sees the folders, and returns its process.
+func boot(t *testing.T, anchor string, folders ...string) int {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	script, err := filepath.Abs("testdata/boot.sh")
+	desc, err := json.Marshal(space.Host{Name: "edge", Keep: folders, Machine: &space.Machine{Group: controlGroup(t)}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(ctx, "sh", "-c",
-		`echo $$ >"$1/cgroup.procs" && exec unshare --mount --pid --net --uts --ipc --cgroup --fork --kill-child sh "$2" "$3" "$4"`,
-		"sh", controlGroup(t), script, m.dir, m.packages)
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	cmd.WaitDelay = 5 * time.Second
+	cmd := exec.Command(anchor, "hold")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: space.Namespaces}
+	cmd.Stdin = bytes.NewReader(desc)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			if _, err := os.Stat(filepath.Join(m.dir, "upper", "done")); err == nil {
-				cancel() // systemd never ends by itself
-			}
-		case err := <-ended:
-			output, readErr := os.ReadFile(filepath.Join(m.dir, "upper", "output"))
-			if readErr != nil {
-				t.Fatalf("systemd: %v\n%s", err, said.String())
-			}
-			return string(output)
-		}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // a systemd never ends by itself
+		_ = cmd.Wait()
+	})
+	if said, err := io.ReadAll(out); err != nil || string(said) != space.Ready {
+		_ = cmd.Wait()
+		t.Fatalf("machine: %v\n%s", err, complaint.String())
 	}
+	return cmd.Process.Pid
 }
 
 // controlGroup makes a group that systemd can take for the root of all groups.
 func controlGroup(t *testing.T) string {
 	t.Helper()
-	var top string
-	for line := range strings.Lines(string(read(t, "/proc/mounts"))) {
-		if f := strings.Fields(line); f[2] == "cgroup2" {
-			top = f[1]
-		}
+	hs, err := ledger.Hierarchies()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if top == "" {
+	i := slices.IndexFunc(hs, func(h ledger.Hierarchy) bool { return h.V2 })
+	if i < 0 {
 		if os.Getenv("CI") == "true" {
 			t.Fatal("control groups of version 2 are not mounted")
 		}
 		t.Skip("control groups of version 2 are not mounted")
 	}
-	dir, err := os.MkdirTemp(top, "eclusa-release-test-") //nolint:usetesting // a group is made nowhere else
+	dir, err := os.MkdirTemp(hs[i].Root, "eclusa-release-test-") //nolint:usetesting // a group is made nowhere else
 	if err != nil {
 		t.Fatal(err)
 	}

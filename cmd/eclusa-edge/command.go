@@ -32,7 +32,7 @@ eclusa-edge with the same name and stateDir does the same.
 Started by systemd with Type=notify it says when it serves, and with WatchdogSec
 that it does not hang.
 
-It exits with 1 if something that it needs failed, with 2 if flags or the
+It exits with 1 if something that it needs failed, with 78 if flags or the
 configuration file are wrong, and with 0 after SIGTERM or SIGINT.`,
 		Version:       version.String(),
 		Args:          cobra.NoArgs,

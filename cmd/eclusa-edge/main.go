@@ -10,10 +10,12 @@ import (
 )
 
 // What the program exits with. systemd starts it again after the first, and not
-// after the second, which only a person can put right.
+// after the second, which only a person can put right. That one is EX_CONFIG of
+// sysexits.h: 2 is what Go itself ends a program with that panics or is aborted, as
+// the watchdog does with one that hangs, and those must be started again.
 const (
-	exitFailed = 1 // something that was needed failed
-	exitUsage  = 2 // flags or the configuration file are wrong
+	exitFailed = 1  // something that was needed failed
+	exitUsage  = 78 // flags or the configuration file are wrong
 )
 
 func main() {

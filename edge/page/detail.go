@@ -6,7 +6,9 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 
+	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -121,14 +123,33 @@ func memberRows(s *snapshot, owner lb.Owner, members map[lb.NodeName]lb.MemberCo
 	return rows
 }
 
+// checkText names a check for people.
+func checkText(h lb.HealthCheck) string {
+	if h.Protocol == healthcheck.None {
+		return "none: every member counts as up"
+	}
+	return string(h.ID())
+}
+
+func join[T ~string](all []T) string {
+	texts := make([]string, len(all))
+	for i, v := range all {
+		texts[i] = string(v)
+	}
+	return strings.Join(texts, ", ")
+}
+
 // facts are the settings of a load balancer that differ from the usual.
 func facts(l lb.LoadBalancer) []Field {
 	f := []Field{
 		{"Pool", string(l.Pool)},
-		{"Check", string(l.HealthCheck.ID())},
+		{"Check", checkText(l.HealthCheck)},
 		{"Algorithm", string(cmp.Or(l.Algorithm, lb.RoundRobin))},
 	}
 	add := func(key, format string, args ...any) { f = append(f, Field{key, fmt.Sprintf(format, args...)}) }
+	if len(l.MemberFamilies) > 0 {
+		add("Members are reached by", "%s", join(l.MemberFamilies))
+	}
 	if l.Affinity != nil {
 		add("Affinity", "by client address, for %s", l.Affinity.Timeout)
 	}
@@ -137,6 +158,19 @@ func facts(l lb.LoadBalancer) []Field {
 	}
 	if l.MaxConnections > 0 {
 		add("Most connections", "%d", l.MaxConnections)
+	}
+	for _, timeout := range []struct {
+		name  string
+		after healthcheck.Duration
+	}{
+		{"Connect timeout", l.ConnectTimeout}, {"Idle timeout", l.IdleTimeout}, {"UDP idle timeout", l.UDPIdleTimeout}, {"Drain timeout", l.DrainTimeout},
+	} {
+		if timeout.after > 0 {
+			add(timeout.name, "%s", timeout.after)
+		}
+	}
+	if l.OnUnhealthy == lb.OnUnhealthyDrain {
+		add("When a member is dead", "its connections may go on")
 	}
 	if l.Members != nil {
 		add("Members", "only nodes with ready endpoints")

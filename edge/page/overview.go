@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -241,10 +242,10 @@ func newProblemRow(s *snapshot, i int, p Problem) problemRow {
 }
 
 func newNodeRow(s *snapshot, n Node) nodeRow {
-	row := nodeRow{Node: n, ID: elementID("node", string(n.Cluster), string(n.Name)), Health: "not checked"}
+	row := nodeRow{Node: n, ID: elementID("node", string(n.Cluster), string(n.Name)), Health: notChecked}
 	if len(n.Checks) > 0 {
 		first := n.Checks[0]
-		row.Health = first.Health.String()
+		row.Health = healthText(first.Health)
 		if n.State == Degraded {
 			row.Health = fmt.Sprintf("down in %d of %d checks", n.down(), len(n.Checks))
 		}
@@ -263,6 +264,16 @@ func newNodeRow(s *snapshot, n Node) nodeRow {
 		row.Failure = ""
 	}
 	return row
+}
+
+// notChecked is what is told of nodes that nobody asks.
+const notChecked = "not checked"
+
+func healthText(s healthcheck.State) string {
+	if s == healthcheck.Unchecked {
+		return notChecked
+	}
+	return s.String()
 }
 
 func detailLink(cluster lb.Cluster, uid lb.UID) string {

@@ -131,6 +131,7 @@ func TestJudge(t *testing.T) {
 		{"draining is no fault", Members{Total: 3, Up: 2, Draining: 1}, applied, true, lb.LoadBalancer{}, OK, ""},
 		{"new", Members{Total: 3}, lb.LoadBalancerStatus{}, false, lb.LoadBalancer{}, Pending, "not in force"},
 		{"not checked", Members{Total: 3}, applied, true, lb.LoadBalancer{}, Pending, "checked"},
+		{"nobody asks", Members{Total: 3, Unchecked: 3}, applied, true, lb.LoadBalancer{}, OK, ""},
 		{"refused", Members{Total: 3, Up: 3}, lb.LoadBalancerStatus{Problems: problem}, true, lb.LoadBalancer{}, Failing, "addresses[0]: is held"},
 		{"served less well", Members{Total: 3, Up: 3}, lb.LoadBalancerStatus{Applied: true, Problems: problem}, true, lb.LoadBalancer{}, Degraded, "is held"},
 		{"one down", Members{Total: 3, Up: 2, Down: 1}, applied, true, lb.LoadBalancer{}, Degraded, "1 of 3"},

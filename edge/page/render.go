@@ -47,7 +47,7 @@ var templates = template.Must(template.New("").Funcs(template.FuncMap{
 	"rate":      bytesPerSecond,
 	"amount":    amount,
 	"failure":   failureText,
-	"healthy":   func(s healthcheck.State) bool { return s == healthcheck.Up },
+	"healthy":   func(s healthcheck.State) bool { return s.Serves() },
 	"clock":     clock,
 	"rfc3339":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 }).ParseFS(assets, "assets/*.html"))

@@ -129,7 +129,7 @@ func (s *snapshot) addLoadBalancers(c edge.ClusterView, rates map[lb.Owner]point
 		}
 		status, told := c.Status.LoadBalancers[uid]
 		out := LoadBalancer{
-			Cluster: c.Name, UID: uid, Name: l.Name, Applied: status.Applied, Problems: status.Problems,
+			Cluster: c.Name, UID: uid, Name: l.Name, Applied: status.Applied, Partial: status.Partial, Problems: status.Problems,
 			Addresses: l.Addresses, Listeners: make([]Listener, len(l.Listeners)), Check: id,
 			Members: s.membersOf(c, l, id), Traffic: traffic(rates[lb.Owner{Cluster: c.Name, UID: uid}]),
 		}
@@ -158,6 +158,8 @@ func (s *snapshot) membersOf(c edge.ClusterView, l lb.LoadBalancer, id lb.CheckI
 				m.Draining++
 			case health.State == healthcheck.Up:
 				m.Up++
+			case health.State == healthcheck.Unchecked:
+				m.Unchecked++
 			case health.State == healthcheck.Down:
 				m.Down++
 			}
@@ -166,8 +168,22 @@ func (s *snapshot) membersOf(c edge.ClusterView, l lb.LoadBalancer, id lb.CheckI
 			s.members[key] = m
 		}
 	}
-	m.FailingOpen = l.FailOpen && m.Total > 0 && m.Up == 0 && m.Down > 0
+	m.FailingOpen = l.FailOpen && m.Total > 0 && m.Serving() == 0 && m.Down > 0
 	return m
+}
+
+// Summary says how many take new connections, such as "2 of 3 up".
+func (m Members) Summary() string { return fmt.Sprintf("%d of %d %s", m.Serving(), m.Total, m.Word()) }
+
+// Serving counts those that take new connections.
+func (m Members) Serving() int { return m.Up + m.Unchecked }
+
+// Word says what is known about those that serve.
+func (m Members) Word() string {
+	if m.Unchecked > 0 {
+		return notChecked
+	}
+	return "up"
 }
 
 // membersIn returns the nodes that may serve a load balancer.
@@ -191,6 +207,8 @@ func judge(out LoadBalancer, l lb.LoadBalancer, told bool) (State, string) {
 	switch {
 	case !told:
 		return Pending, "is not in force yet"
+	case out.Partial && len(out.Problems) > 0:
+		return Degraded, "is served in part: " + problemText(out.Problems[0])
 	case !out.Applied && len(out.Problems) == 0:
 		return Failing, "is not served"
 	case !out.Applied:
@@ -201,9 +219,9 @@ func judge(out LoadBalancer, l lb.LoadBalancer, told bool) (State, string) {
 		return Failing, "has no member; connections are refused"
 	case m.FailingOpen:
 		return Failing, "no member is up; traffic goes to all of them"
-	case m.Up == 0 && m.Down == 0 && m.Draining == 0:
+	case m.Serving() == 0 && m.Down == 0 && m.Draining == 0:
 		return Pending, "no member has been checked yet"
-	case m.Up == 0:
+	case m.Serving() == 0:
 		return Failing, "no member is up; connections are refused"
 	case len(out.Problems) > 0:
 		return Degraded, problemText(out.Problems[0])
@@ -256,17 +274,17 @@ func (n *Node) judge() {
 	switch n.Checks[0].Health {
 	case healthcheck.Down:
 		n.State = Failing
-		if n.Checks[len(n.Checks)-1].Health == healthcheck.Up {
+		if n.Checks[len(n.Checks)-1].Health.Serves() {
 			n.State = Degraded
 		}
 	case healthcheck.Draining, healthcheck.Unknown:
 		n.State = Pending
-	case healthcheck.Up:
+	case healthcheck.Up, healthcheck.Unchecked:
 	}
 }
 
 func checkRank(s healthcheck.State) int {
-	return slices.Index([]healthcheck.State{healthcheck.Down, healthcheck.Draining, healthcheck.Unknown, healthcheck.Up}, s)
+	return slices.Index([]healthcheck.State{healthcheck.Down, healthcheck.Draining, healthcheck.Unknown, healthcheck.Up, healthcheck.Unchecked}, s)
 }
 
 func (s *snapshot) sort() {

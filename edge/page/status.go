@@ -176,8 +176,9 @@ type LoadBalancer struct {
 	State   State      `json:"state"`
 	// Reason says in a few words why State is not OK.
 	Reason string `json:"reason,omitempty"`
-	// Applied and Problems are what the edge tells the cluster.
+	// Applied, Partial and Problems are what the edge tells the cluster.
 	Applied   bool         `json:"applied"`
+	Partial   bool         `json:"partial,omitempty"`
 	Problems  []lb.Problem `json:"problems,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
 	Listeners []Listener   `json:"listeners"`
@@ -185,6 +186,19 @@ type LoadBalancer struct {
 	Members   Members      `json:"members"`
 	Traffic
 }
+
+// shownListeners is how many listeners a line of the list names: some load
+// balancers have thousands.
+const shownListeners = 12
+
+// FirstListeners returns the listeners that a line names, and MoreListeners how many
+// there are besides.
+func (l LoadBalancer) FirstListeners() []Listener {
+	return l.Listeners[:min(shownListeners, len(l.Listeners))]
+}
+
+// MoreListeners is the number of listeners that FirstListeners leaves out.
+func (l LoadBalancer) MoreListeners() int { return max(len(l.Listeners)-shownListeners, 0) }
 
 // Listener is a port of a load balancer.
 type Listener struct {
@@ -201,6 +215,8 @@ type Members struct {
 	Up       int `json:"up"`
 	Down     int `json:"down"`
 	Draining int `json:"draining"`
+	// Unchecked take new connections, and nobody asks whether they are well.
+	Unchecked int `json:"unchecked,omitempty"`
 	// FailingOpen says that none is up, and that traffic goes to all of them.
 	FailingOpen bool `json:"failingOpen,omitempty"`
 }

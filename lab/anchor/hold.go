@@ -15,7 +15,8 @@ import (
 
 // hold sets up the host that from describes, says so on to, and then does what
 // the first process of a process namespace must: it takes note of the end of
-// orphans. Only SIGKILL ends it, and with it the host.
+// orphans, or becomes the systemd that does. Only SIGKILL ends it, and with it the
+// host.
 func hold(from io.Reader, to io.WriteCloser) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	var h space.Host
@@ -24,6 +25,9 @@ func hold(from io.Reader, to io.WriteCloser) error {
 	}
 	if err := unix.Sethostname([]byte(h.Name)); err != nil {
 		return fmt.Errorf("host name %q: %w", h.Name, err)
+	}
+	if h.Machine != nil {
+		return fmt.Errorf("machine %q: %w", h.Name, become(h, to))
 	}
 	if err := mount(h); err != nil {
 		return fmt.Errorf("host %q: %w", h.Name, err)

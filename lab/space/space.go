@@ -17,6 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Namespaces are the clone flags of those that a host has of its own.
+const Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNS
+
 // Space is the set of namespaces of one process.
 type Space struct {
 	// PID is the process that holds the namespaces, usually an anchor.
@@ -103,8 +106,7 @@ func (s Space) Attach() error {
 		return fmt.Errorf("process %d: %w", s.PID, err)
 	}
 	defer unix.Close(fd)
-	const all = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNS
-	if err := unix.Setns(fd, all); err != nil {
+	if err := unix.Setns(fd, Namespaces); err != nil {
 		return fmt.Errorf("enter the namespaces of process %d: %w", s.PID, err)
 	}
 	return nil

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // holder is a process in namespaces of its own.
@@ -22,7 +20,7 @@ func holder(t *testing.T) Space {
 		t.Skip("needs root to make namespaces")
 	}
 	cmd := exec.Command("sleep", "1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: Namespaces}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

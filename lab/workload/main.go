@@ -4,9 +4,12 @@
 //	HTTP on :8080      /                "hello from POD on NODE, you are ADDRESS"
 //	                   /slow?ms=N       the same after N milliseconds
 //	                   /bytes?n=N       N bytes
+//	                   /status?code=N   the same with that status
 //	                   /healthz         200
+//	                   and gRPC's health service, over HTTP/2 without TLS
+//	HTTPS on :8443     the same, with a certificate of nobody's
 //	TCP echo on :7000  the pod's name in a line, then whatever it is sent
-//	UDP echo on :7001  "POD PAYLOAD" for each datagram
+//	UDP echo on :7001  "POD on NODE, you are ADDRESS: PAYLOAD" for each datagram
 //
 // POD and NODE come from the variables POD_NAME (else the host name) and
 // NODE_NAME. On SIGTERM it
@@ -16,6 +19,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -53,11 +57,18 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer udp.Close()
-	web := http.Server{Addr: ":8080", Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second}
-	ended := make(chan error, 3)
+	cert, err := certificate(host)
+	if err != nil {
+		return err
+	}
+	web := a.server(":8080")
+	secure := a.server(":8443")
+	secure.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	ended := make(chan error, 4)
 	go func() { ended <- a.echoTCP(tcp) }()
 	go func() { ended <- a.echoUDP(udp) }()
 	go func() { ended <- web.ListenAndServe() }()
+	go func() { ended <- secure.ListenAndServeTLS("", "") }()
 	select {
 	case err := <-ended:
 		return err
@@ -65,7 +76,16 @@ func run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	return web.Shutdown(ctx)
+	return errors.Join(web.Shutdown(ctx), secure.Shutdown(ctx))
+}
+
+// server speaks HTTP/1 and, to clients that begin with it, HTTP/2 without TLS.
+func (a app) server(address string) *http.Server {
+	var both http.Protocols
+	both.SetHTTP1(true)
+	both.SetHTTP2(true)
+	both.SetUnencryptedHTTP2(true)
+	return &http.Server{Addr: address, Handler: a.handler(), ReadHeaderTimeout: 10 * time.Second, Protocols: &both}
 }
 
 // app is what the pod knows of itself.
@@ -87,6 +107,11 @@ func (a app) handler() http.Handler {
 		// The client may leave early.
 		_, _ = io.CopyN(w, letters{}, n)
 	})
+	mux.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(int(max(200, number(r, "code", 599))))
+		a.hello(w, r)
+	})
+	mux.HandleFunc("/grpc.health.v1.Health/Check", a.check)
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if a.ending.Err() != nil {
 			http.Error(w, "ending", http.StatusServiceUnavailable)
@@ -129,7 +154,7 @@ func (a app) echoUDP(c net.PacketConn) error {
 			return err
 		}
 		// An answer that cannot be sent is lost, as datagrams are.
-		_, _ = c.WriteTo(append([]byte(a.pod+" "), buf[:n]...), from)
+		_, _ = c.WriteTo(fmt.Appendf(nil, "%s on %s, you are %s: %s", a.pod, a.node, from, buf[:n]), from)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"io"
 	"net"
 	"net/http"
@@ -43,6 +44,9 @@ func TestHTTP(t *testing.T) {
 	}
 	if code, body := get("/bytes?n=-1"); code != http.StatusOK || body != "" {
 		t.Errorf("/bytes with a nonsensical number: got %d, %q; want nothing", code, body)
+	}
+	if code, body := get("/status?code=503"); code != http.StatusServiceUnavailable || !strings.HasPrefix(body, hello) {
+		t.Errorf("/status?code=503: got %d, %q", code, body)
 	}
 	if code, _ := get("/healthz"); code != http.StatusOK {
 		t.Errorf("/healthz: got %d, want 200", code)
@@ -91,7 +95,7 @@ func TestEcho(t *testing.T) {
 	}
 	buf := make([]byte, 100)
 	n, err := d.Read(buf)
-	if got, want := string(buf[:n]), "web-1 ping"; got != want {
+	if got, want := string(buf[:n]), "web-1 on node-2, you are "+d.LocalAddr().String()+": ping"; got != want {
 		t.Errorf("UDP: got %q, %v; want %q", got, err, want)
 	}
 	tcp.Close()
@@ -100,5 +104,50 @@ func TestEcho(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestGRPCHealth(t *testing.T) {
+	ending, end := context.WithCancel(t.Context())
+	a := app{pod: "web-1", node: "node-2", ending: ending}
+	s := httptest.NewUnstartedServer(nil)
+	s.Config = a.server("")
+	s.Start()
+	defer s.Close()
+	var h2 http.Protocols
+	h2.SetUnencryptedHTTP2(true)
+	client := http.Client{Transport: &http.Transport{Protocols: &h2}}
+	ask := func() (body []byte, status string) {
+		t.Helper()
+		resp, err := client.Post(s.URL+"/grpc.health.v1.Health/Check", "application/grpc", strings.NewReader("\x00\x00\x00\x00\x00"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if body, err = io.ReadAll(resp.Body); err != nil {
+			t.Fatal(err)
+		}
+		return body, resp.Trailer.Get("Grpc-Status")
+	}
+	if body, status := ask(); string(body) != "\x00\x00\x00\x00\x02\x08\x01" || status != "0" {
+		t.Errorf("got %q, status %q; want SERVING", body, status)
+	}
+	end()
+	if body, _ := ask(); string(body) != "\x00\x00\x00\x00\x02\x08\x02" {
+		t.Errorf("ending: got %q; want NOT_SERVING", body)
+	}
+}
+
+func TestCertificate(t *testing.T) {
+	c, err := certificate("web-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := leaf.VerifyHostname("web-1"); err != nil {
+		t.Error(err)
 	}
 }

@@ -21,8 +21,12 @@ func noMemberRefuses(r *rig) {
 	s.backends = []lb.Backend{{Node: m[0].node, Addr: m[0].addr, Weight: 1}}
 	for range 3 {
 		s.backends[0].State = lb.Active
+		start := time.Now()
 		r.set()
 		r.connect(s).mustAsk("the member is active")
+		if took := time.Since(start); took > prompt/5 {
+			r.Errorf("from the Set with the first active member to an answer: got %s; want milliseconds", took)
+		}
 		s.backends[0].State = lb.Dead
 		r.set()
 		r.unreachable(s, "the only member is dead")
@@ -36,6 +40,9 @@ func noMemberRefuses(r *rig) {
 		r.unreachable(s, "the only member drains")
 	}
 	c.mustAsk("the member drains")
+	s.backends = nil
+	r.set()
+	r.unreachable(s, "the only member, which has a connection or session, is gone")
 }
 
 // unreachable checks that a new client gets "connection refused" promptly.

@@ -212,7 +212,7 @@ func newStatusLog() statusLog {
 
 func (l *statusLog) setLoadBalancer(uid lb.UID, s *lb.LoadBalancerStatus) {
 	was := l.loadBalancers[uid].value
-	if was == nil && s == nil || was != nil && s != nil && was.Applied == s.Applied && slices.Equal(was.Problems, s.Problems) {
+	if was == nil && s == nil || was != nil && s != nil && was.Applied == s.Applied && was.Partial == s.Partial && slices.Equal(was.Problems, s.Problems) {
 		return
 	}
 	l.loadBalancers[uid] = entry[lb.LoadBalancerStatus]{l.version + 1, s}

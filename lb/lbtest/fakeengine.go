@@ -40,7 +40,9 @@ func NewFakeEngine(capabilities ...lb.Capability) *FakeEngine {
 	if len(capabilities) == 0 {
 		capabilities = []lb.Capability{
 			lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin,
-			lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
+			lb.CapLeastConnections, lb.CapRandomTwoChoices, lb.CapSourceHash, lb.CapSourceRanges,
+			lb.CapAffinity, lb.CapMaxConnections, lb.CapConnectTimeout, lb.CapFamilyTranslation,
+			lb.CapProxyV1, lb.CapProxyV2,
 		}
 	}
 	slices.Sort(capabilities)

@@ -145,12 +145,18 @@ type handler func(m *node, c net.Conn)
 // answering with their name and what they got.
 func (r *rig) members(n int, h handler) []*node {
 	r.Helper()
-	if have := r.net.Addresses(r.family); have < n {
-		r.Skipf("%d members of their own addresses are needed and this network has %d of %s; the run in namespaces covers it", n, have, r.family)
+	return r.membersOf(r.family, n, h)
+}
+
+// membersOf is members of another family than that of the case.
+func (r *rig) membersOf(f lb.Family, n int, h handler) []*node {
+	r.Helper()
+	if have := r.net.Addresses(f); have < n {
+		r.Skipf("%d members of their own addresses are needed and this network has %d of %s; the run in namespaces covers it", n, have, f)
 	}
 	all := make([]*node, n)
 	for i := range all {
-		all[i] = r.idleMember(lb.NodeName(fmt.Sprintf("n%d", i)))
+		all[i] = &node{node: lb.NodeName(fmt.Sprintf("n%d", i)), addr: r.net.Member(f), seen: make(chan string, 1000)}
 		r.run(all[i], h)
 	}
 	r.started = append(r.started, all...)

@@ -112,13 +112,21 @@ func (t *tcpListener) resume(l *loop) error {
 		if err = unix.Listen(t.fd, backlog); err == nil {
 			err = l.watch(t.slot, t.fd, unix.EPOLL_CTL_ADD, unix.EPOLLIN)
 		}
-	} else if err = unix.Shutdown(t.fd, unix.SHUT_RD); errors.Is(err, unix.ENOTCONN) {
-		err = nil // it is shut down already
+	} else if listens(t.fd) {
+		err = unix.Shutdown(t.fd, unix.SHUT_RD)
 	}
 	if err != nil {
 		t.close(l)
 	}
 	return err
+}
+
+// listens tells whether a socket takes connections. To shut one down that does not
+// is answered with an error and done all the same: what it accepts when it listens
+// again would be born shut down, too.
+func listens(fd int) bool {
+	on, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && on != 0
 }
 
 // adopt watches a socket that comes from another process.
@@ -145,7 +153,7 @@ func (t *tcpListener) ready(l *loop, _ uint32) {
 		fd, sa, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		switch {
 		case err == nil:
-			t.accepted(l, fd, addrPortOf(sa).Addr())
+			t.accepted(l, fd, addrPortOf(sa))
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINVAL): // EINVAL: shut down meanwhile
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
@@ -159,10 +167,10 @@ func (t *tcpListener) ready(l *loop, _ uint32) {
 }
 
 // accepted checks the limits and hands the connection to a loop.
-func (t *tcpListener) accepted(l *loop, fd int, client netip.Addr) {
+func (t *tcpListener) accepted(l *loop, fd int, client netip.AddrPort) {
 	fe, e := t.fe, l.e
 	s := fe.spec.Load()
-	if !s.allows(client) {
+	if !s.allows(client.Addr()) {
 		fe.refused[refusedSource].Add(1)
 		reset(fd)
 		return

@@ -29,6 +29,7 @@ type inheritance struct {
 	owner    lb.Owner
 	serving  bool
 	sessions []inheritedSession
+	clients  []bequest
 }
 
 type inheritedSession struct {
@@ -101,6 +102,10 @@ func (h *heir) take(p lb.Parcel) error {
 		in := h.frontends[h.order[m.Frontend]]
 		in.sessions = append(in.sessions, inheritedSession{s, memberKey{m.Node, m.Addr}, p.Files[len(x.Frontends)+i]})
 	}
+	for _, r := range x.Clients {
+		in := h.frontends[h.order[r.Frontend]]
+		in.clients = append(in.clients, r.bequests()...)
+	}
 	return nil
 }
 
@@ -132,6 +137,14 @@ func (h *heir) check(x estate) error {
 		}
 		seen[f.Frontend] = true
 		order = append(order, f.Frontend)
+	}
+	for _, r := range x.Clients {
+		if r.Frontend < 0 || r.Frontend >= len(order) {
+			return fmt.Errorf("clients: their frontend has number %d of %d", r.Frontend, len(order))
+		}
+		if len(r.Data)%bequestSize != 0 {
+			return fmt.Errorf("clients of %s: %d bytes are no multiple of %d", order[r.Frontend], len(r.Data), bequestSize)
+		}
 	}
 	members := h.members
 	for _, m := range x.Members {
@@ -233,6 +246,9 @@ func (c *change) inherit() {
 		home := e.loops[e.homes%len(e.loops)]
 		e.homes++
 		took = append(took, fe)
+		if fe.owner.id == in.owner {
+			fe.inheritHomes(c.now, in.clients)
+		}
 		if id.Protocol == lb.TCP {
 			ln := &tcpListener{fd: in.fd, fe: fe, index: home.index, slot: -1, serving: in.serving}
 			fe.ln, fe.serving = ln, in.serving
@@ -309,8 +325,14 @@ func (u *udpListener) restore(l *loop, in inheritedSession, k *link) {
 		closeFD(in.fd)
 		return
 	}
+	spec := u.fe.spec.Load()
+	if !spec.allows(in.Client.Addr()) { // any more
+		closeFD(in.fd)
+		l.e.release(1)
+		return
+	}
 	s := &session{
-		u: u, client: in.Client, name: rawSockaddr(in.Client), spec: u.fe.spec.Load(), link: k, fd: in.fd, slot: -1,
+		u: u, client: in.Client, name: rawSockaddr(in.Client), spec: spec, link: k, fd: in.fd, slot: -1,
 		replied: in.Replied,
 	}
 	var err error
@@ -323,5 +345,6 @@ func (u *udpListener) restore(l *loop, in inheritedSession, k *link) {
 	k.track(l, &s.tracked, s)
 	u.fe.owner.active.Add(1)
 	u.list(l, s)
+	s.settle(l)
 	s.moved = l.now - int64(in.Idle)
 }

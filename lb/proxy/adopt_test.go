@@ -21,6 +21,7 @@ func FuzzParcels(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	f.Add(good, []byte(`{"format":1,"clients":[{"frontend":0,"data":"AAAAAAAAAAEAAAAAAAAAAgAAAAM="},{"frontend":0}]}`), 2)
 	f.Add(good, []byte(`{"format":1,"sessions":[{"member":1,"client":"1.2.3.4:5"}]}`), 2)
 	f.Add([]byte(`{"format":2}`), []byte(`{"format":1,"members":[{"frontend":-1}]}`), 0)
 	f.Fuzz(func(t *testing.T, first, second []byte, files int) {
@@ -38,6 +39,11 @@ func FuzzParcels(f *testing.F) {
 				h.frontends[fr.Frontend] = &inheritance{owner: fr.Owner}
 			}
 			h.members = append(h.members, x.Members...)
+			for _, r := range x.Clients {
+				if id := h.order[r.Frontend]; h.frontends[id] == nil || len(r.bequests())*bequestSize != len(r.Data) {
+					t.Fatalf("clients of %s: %d bytes", id, len(r.Data))
+				}
+			}
 			for _, s := range x.Sessions {
 				if id := h.order[h.members[s.Member].Frontend]; id.Protocol != lb.UDP {
 					t.Fatalf("session of %s at %s", s.Client, id)

@@ -61,14 +61,34 @@ func rawDial(b *testing.B, to unix.Sockaddr) int {
 }
 
 // BenchmarkConnection is one connection with one request and one answer.
-func BenchmarkConnection(b *testing.B) {
+func BenchmarkConnection(b *testing.B) { benchmarkConnection(b, 0, func(*lb.Route) {}) }
+
+// BenchmarkConnectionPROXY is the same with a PROXY header.
+func BenchmarkConnectionPROXY(b *testing.B) {
+	benchmarkConnection(b, 28, func(r *lb.Route) { r.ProxyProtocol = lb.ProxyV2 })
+}
+
+// BenchmarkConnectionSticky is the same with affinity.
+func BenchmarkConnectionSticky(b *testing.B) {
+	benchmarkConnection(b, 0, func(r *lb.Route) { r.AffinityFor = time.Hour })
+}
+
+// benchmarkConnection is for members that get a header of some bytes.
+func benchmarkConnection(b *testing.B, header int, change func(*lb.Route)) {
 	p := newPlace(b, Options{}, lb.TCP, 1)
+	r := p.table.Routes[p.front]
+	change(&r)
+	p.table.Routes[p.front] = r
 	p.set()
-	answer := make([]byte, 64)
+	answer := make([]byte, 256)
 	rawMember(b, p, func(fd int) {
-		if _, err := unix.Read(fd, answer); err == nil {
-			_, _ = unix.Write(fd, answer)
+		for n := 0; n < header+64; {
+			got, err := unix.Read(fd, answer)
+			if n += got; err != nil || got == 0 {
+				break
+			}
 		}
+		_, _ = unix.Write(fd, answer[:64])
 		unix.Close(fd)
 	})
 	to := sockaddrOf(netip.AddrPortFrom(p.front.Addr, p.front.Port))
@@ -245,6 +265,8 @@ func BenchmarkPick(b *testing.B) {
 		"round-robin":       {Algorithm: lb.RoundRobin},
 		"least-connections": {Algorithm: lb.LeastConnections},
 		"affinity":          {AffinityFor: time.Hour},
+		"two-choices":       {Algorithm: lb.RandomTwoChoices},
+		"source-hash":       {Algorithm: lb.SourceHash},
 	} {
 		b.Run(name, func(b *testing.B) {
 			fe, _ := picker(r, weights...)
@@ -252,6 +274,52 @@ func BenchmarkPick(b *testing.B) {
 			for b.Loop() {
 				fe.pick(1, client, nil).active.Add(-1)
 			}
+		})
+	}
+}
+
+// BenchmarkPorts opens and closes 2,000 ports of one load balancer with 1,024
+// source ranges, and reports what an open one costs the program.
+func BenchmarkPorts(b *testing.B) {
+	const ports = 2000
+	for _, proto := range []lb.Protocol{lb.TCP, lb.UDP} {
+		b.Run(string(proto), func(b *testing.B) {
+			p := newPlace(b, Options{}, proto, 10)
+			r := p.table.Routes[p.front]
+			for i := range 1024 {
+				r.SourceRanges = append(r.SourceRanges, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+			}
+			for i := range ports {
+				f := p.front
+				f.Port = uint16(10000 + i)
+				p.table.Routes[f] = r
+			}
+			empty := lb.Table{}
+			var opened, again, closed time.Duration
+			set := func(t lb.Table, took *time.Duration) {
+				start := time.Now()
+				if refused, err := p.engine.Set(context.Background(), t); err != nil || len(refused) > 0 {
+					b.Fatal(refused, err)
+				}
+				*took += time.Since(start)
+			}
+			set(empty, &closed) // makes the loops
+			var n, before int64
+			for b.Loop() {
+				if n == 0 {
+					before = inUse()
+				}
+				set(p.table, &opened)
+				if n == 0 { // what is left of former rounds would count less
+					n = inUse() - before
+				}
+				set(p.table, &again)
+				set(empty, &closed)
+			}
+			b.ReportMetric(opened.Seconds()*1e3/float64(b.N), "ms/open")
+			b.ReportMetric(again.Seconds()*1e3/float64(b.N), "ms/same")
+			b.ReportMetric(closed.Seconds()*1e3/float64(b.N), "ms/close")
+			b.ReportMetric(float64(n)/ports, "B/port")
 		})
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/eclusa-lb/eclusa/lb"
 )
 
 // The states of a connection.
@@ -40,10 +42,12 @@ type conn struct {
 	tried   []*link // members that failed
 	silent  bool    // one of them did not answer, rather than refuse
 	started int64
-	moved   int64 // when bytes moved last
+	moved   int64  // when bytes moved last
+	srcPort uint16 // of src
 	tries   uint8
 	state   uint8
-	queued  bool // in the loop's queue
+	homeGen uint8 // see link.settle
+	queued  bool  // in the loop's queue
 }
 
 // sock is one side of a connection.
@@ -60,8 +64,8 @@ type sock struct {
 
 // newConn returns the connection of an accepted socket, that is counted by
 // everyone but not started.
-func newConn(fe *frontend, s *spec, src netip.Addr, fd int) *conn {
-	c := &conn{fe: fe, spec: s, src: src}
+func newConn(fe *frontend, s *spec, src netip.AddrPort, fd int) *conn {
+	c := &conn{fe: fe, spec: s, src: src.Addr(), srcPort: src.Port()}
 	c.client = sock{c: c, fd: fd, slot: -1}
 	c.server = sock{c: c, fd: -1, slot: -1}
 	return c
@@ -71,13 +75,19 @@ func newConn(fe *frontend, s *spec, src netip.Addr, fd int) *conn {
 // there is one, since until then nothing can be done with what it sends.
 func (c *conn) start(l *loop) {
 	c.started = l.now
+	// The ranges may have changed on the way to this loop, when nobody saw c.
+	if s := c.fe.spec.Load(); s != c.spec && !s.allows(c.src) {
+		c.fe.refused[refusedSource].Add(1)
+		c.close(l, true)
+		return
+	}
 	c.dial(l)
 }
 
 // dial tries members until one may answer, or resets the client.
 func (c *conn) dial(l *loop) {
 	o := &l.e.opts
-	for int(c.tries) < o.DialAttempts && l.now-c.started < int64(o.DialBudget) {
+	for int(c.tries) < o.DialAttempts && l.now < c.dialUntil(o) {
 		k := c.fe.pick(l.now, c.src, c.tried)
 		if k == nil && c.silent {
 			// Nobody is left, but a packet may just have been lost: ask again.
@@ -100,6 +110,20 @@ func (c *conn) dial(l *loop) {
 	c.close(l, true)
 }
 
+// dialTimeout is how long one attempt may take.
+func (c *conn) dialTimeout(o *Options) int64 {
+	if d := c.spec.ConnectTimeout; d > 0 {
+		return int64(d)
+	}
+	return int64(o.DialTimeout)
+}
+
+// dialUntil is when the last attempt must have ended: there is time for four, one
+// more than there are.
+func (c *conn) dialUntil(o *Options) int64 {
+	return c.started + max(int64(o.DialBudget), 4*c.dialTimeout(o))
+}
+
 // connect opens the connection to the member of the link.
 func (c *conn) connect(l *loop) error {
 	e := l.e
@@ -116,7 +140,7 @@ func (c *conn) connect(l *loop) error {
 	if c.server.slot, err = l.add(fd, &c.server, streamEvents); err != nil {
 		return err
 	}
-	l.timers.set(&c.timer, min(l.now+int64(e.opts.DialTimeout), c.started+int64(e.opts.DialBudget)), c)
+	l.timers.set(&c.timer, min(l.now+c.dialTimeout(&e.opts), c.dialUntil(&e.opts)), c)
 	return nil
 }
 
@@ -200,8 +224,15 @@ func (c *conn) dialed(l *loop, events uint32) {
 	c.client.writable = true
 	c.link.connections.Add(1)
 	c.link.praise()
+	c.settle(l)
 	l.timers.set(&c.timer, l.now+min(c.spec.idle, idleCheck), c)
 	c.server.note(events)
+	if c.spec.ProxyProtocol != lb.ProxyOff {
+		if err := c.greet(l); err != nil {
+			c.close(l, true)
+			return
+		}
+	}
 	c.pump(l)
 }
 
@@ -246,6 +277,16 @@ func (c *conn) cut(l *loop) {
 	c.close(l, true)
 }
 
+func (c *conn) end(l *loop)            { c.close(l, true) }
+func (c *conn) clientAddr() netip.Addr { return c.src }
+
+// settle remembers where the client has its home.
+func (c *conn) settle(l *loop) {
+	if c.state == established {
+		c.link.settle(l.now, c.src, &c.homeGen)
+	}
+}
+
 // expire ends a dial that takes too long, or a connection on which nothing moves.
 func (c *conn) expire(l *loop) {
 	if c.state == dialing {
@@ -277,6 +318,7 @@ func (c *conn) close(l *loop, rst bool) {
 	c.up.release(l)
 	c.down.release(l)
 	if c.link != nil {
+		c.link.leave(l.now, c.src, &c.homeGen)
 		c.link.active.Add(-1)
 	}
 	c.fe.active.Add(-1)

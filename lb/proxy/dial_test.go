@@ -155,7 +155,8 @@ func TestUnsupportedRoutesAreRefused(t *testing.T) {
 	good := p.table.Routes[p.front]
 	for i, change := range []func(*lb.Frontend, *lb.Route){
 		func(f *lb.Frontend, _ *lb.Route) { f.Protocol = lb.SCTP },
-		func(_ *lb.Frontend, r *lb.Route) { r.ProxyProtocol = lb.ProxyV2 },
+		func(f *lb.Frontend, r *lb.Route) { f.Protocol, r.ProxyProtocol = lb.UDP, lb.ProxyV2 },
+		func(_ *lb.Frontend, r *lb.Route) { r.ProxyProtocol = "v3" },
 		func(_ *lb.Frontend, r *lb.Route) { r.Algorithm = "magic" },
 	} {
 		f, r := p.front, good
@@ -164,8 +165,8 @@ func TestUnsupportedRoutesAreRefused(t *testing.T) {
 		p.table.Routes[f] = r
 	}
 	refused, err := p.engine.Set(t.Context(), p.table)
-	if err != nil || len(refused) != 3 {
-		t.Fatalf("Set: got %v, %v; want three refused", refused, err)
+	if err != nil || len(refused) != 4 {
+		t.Fatalf("Set: got %v, %v; want four refused", refused, err)
 	}
 	for f, err := range refused {
 		if !errors.Is(err, lb.ErrUnsupported) || !strings.Contains(err.Error(), f.String()) {

@@ -30,6 +30,7 @@ type Engine struct {
 	// files are the descriptors in use, population the connections and sessions.
 	files      budget
 	population budget
+	clients    budget // entries of clients that are remembered
 	panics     atomic.Uint64
 	limitLog   throttle // "a limit is reached"
 	acceptLog  throttle // "accepting does not work"
@@ -66,6 +67,7 @@ func New(o Options) *Engine {
 		acceptLog: throttle{interval: logEvery},
 	}
 	e.files.limit = int64(fileShare())
+	e.clients.limit = int64(e.opts.AffinityClients)
 	e.population.limit = int64(o.MaxConnections)
 	if o.MaxConnections <= 0 {
 		e.population.limit = e.files.limit
@@ -83,7 +85,9 @@ func (e *Engine) Name() string { return Name }
 func (e *Engine) Capabilities() []lb.Capability {
 	c := []lb.Capability{
 		lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin,
-		lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
+		lb.CapLeastConnections, lb.CapRandomTwoChoices, lb.CapSourceHash, lb.CapSourceRanges,
+		lb.CapAffinity, lb.CapMaxConnections, lb.CapConnectTimeout, lb.CapFamilyTranslation,
+		lb.CapProxyV1, lb.CapProxyV2,
 	}
 	slices.Sort(c)
 	return c

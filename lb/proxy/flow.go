@@ -27,6 +27,7 @@ type flow struct {
 	thin uint8  // splices in a row that were not worth it
 	eof  bool   // the source has ended
 	done bool   // and the destination was told
+	head uint8  // bytes of the PROXY header that are not written yet
 }
 
 // chunk is a buffer for what a destination does not take.
@@ -162,10 +163,15 @@ func (c *conn) fill(l *loop, f *flow, src, dst *sock) (int, error) {
 	}
 	c.passed(l, f, sent)
 	if sent < n {
-		f.rest = chunks.Get().(*chunk)
-		f.rest.from, f.rest.to = 0, copy(f.rest.data[:], l.scratch[sent:n])
+		f.keep(l.scratch[sent:n])
 	}
 	return n, nil
+}
+
+// keep keeps what the destination has not taken.
+func (f *flow) keep(b []byte) {
+	f.rest = chunks.Get().(*chunk)
+	f.rest.from, f.rest.to = 0, copy(f.rest.data[:], b)
 }
 
 // eof is the number of bytes that a read from a socket that has ended brings.
@@ -218,6 +224,11 @@ func (c *conn) passed(l *loop, f *flow, n int) {
 		return
 	}
 	c.moved = l.now
+	if f.head > 0 { // which does not come from the client
+		skip := min(n, int(f.head))
+		f.head -= uint8(skip) //nolint:gosec // at most head
+		n -= skip
+	}
 	if f == &c.up {
 		c.link.bytesIn.Add(uint64(n))
 	} else {

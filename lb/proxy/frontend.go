@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -12,12 +11,13 @@ import (
 // spec is an immutable state of a route.
 type spec struct {
 	lb.Route
-	group *group
-	idle  int64 // the idle timeout as loops count time
+	group   *group
+	idle    int64  // the idle timeout as loops count time
+	allowed ranges // made of SourceRanges
 }
 
-func newSpec(p lb.Protocol, r lb.Route, g *group) *spec {
-	s := &spec{Route: r, group: g, idle: int64(r.IdleTimeout)}
+func newSpec(p lb.Protocol, r lb.Route, g *group, allowed ranges) *spec {
+	s := &spec{Route: r, group: g, idle: int64(r.IdleTimeout), allowed: allowed}
 	if s.idle <= 0 {
 		s.idle = int64(lb.DefaultIdleTimeout)
 		if p == lb.UDP {
@@ -30,26 +30,18 @@ func newSpec(p lb.Protocol, r lb.Route, g *group) *spec {
 // is tells whether the spec is that of the route.
 func (s *spec) is(b *lb.Route, g *group) bool {
 	a := &s.Route
-	if s.group != g || !slices.Equal(a.SourceRanges, b.SourceRanges) {
+	if s.group != g || !sameRanges(a.SourceRanges, b.SourceRanges) {
 		return false
 	}
 	return a.Owner == b.Owner && a.Name == b.Name && a.Group == b.Group && a.TargetPort == b.TargetPort &&
 		a.Algorithm == b.Algorithm && a.ProxyProtocol == b.ProxyProtocol && a.AffinityFor == b.AffinityFor &&
-		a.IdleTimeout == b.IdleTimeout && a.DrainTimeout == b.DrainTimeout &&
+		a.ConnectTimeout == b.ConnectTimeout && a.IdleTimeout == b.IdleTimeout && a.DrainTimeout == b.DrainTimeout &&
 		a.MaxConnections == b.MaxConnections && a.ResetDead == b.ResetDead
 }
 
 // allows tells whether a client's address may use the route.
 func (s *spec) allows(client netip.Addr) bool {
-	if len(s.SourceRanges) == 0 {
-		return true
-	}
-	for _, p := range s.SourceRanges {
-		if p.Contains(client) {
-			return true
-		}
-	}
-	return false
+	return len(s.SourceRanges) == 0 || s.allowed.contain(client)
 }
 
 // owner counts the connections of a load balancer over its frontends.
@@ -90,6 +82,8 @@ type frontend struct {
 	current []int               // state of the weighted round robin
 	turn    int                 // state of the round robin
 	links   map[memberKey]*link // all members ever dialled
+	homes   *homes              // of clients; nil: they are not remembered
+	homeGen uint8               // of the last homes
 	retired bool
 }
 
@@ -146,8 +140,15 @@ type tracked = element[cutter]
 // cutter is a connection or session that can be ended.
 type cutter interface {
 	handler
-	// cut ends it in the loop, with a reset where there is such a thing.
+	// cut ends it in the loop, with a reset where there is such a thing. One that is
+	// not established yet goes to another member.
 	cut(l *loop)
+	// end ends it in the loop, established or not.
+	end(l *loop)
+	// clientAddr is the address of the client.
+	clientAddr() netip.Addr
+	// settle notes where the client has its home, see homes.
+	settle(l *loop)
 }
 
 // cut ends everything that the link has in the loop.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,7 +72,29 @@ type candidate struct {
 type view struct {
 	candidates []candidate
 	uneven     bool // weights differ
+	total      int  // of all weights
+	size       int  // of the group, in whatever state its members are
 	states     map[memberKey]lb.BackendState
+
+	once   sync.Once
+	places []int32 // of SourceHash, see table
+
+	indexOnce sync.Once
+	index     map[uint64]int // see position
+}
+
+// position returns where the candidate with a hash is, -1 if there is none.
+func (v *view) position(hash uint64) int {
+	v.indexOnce.Do(func() {
+		v.index = make(map[uint64]int, len(v.candidates))
+		for i, c := range v.candidates {
+			v.index[c.hash] = i
+		}
+	})
+	if i, ok := v.index[hash]; ok {
+		return i
+	}
+	return -1
 }
 
 // group is a group of the table over time. The view is replaced by Set only.
@@ -93,7 +116,7 @@ func (g *group) set(backends []lb.Backend) bool {
 		return false
 	}
 	before := g.view.Load()
-	v := &view{states: make(map[memberKey]lb.BackendState, len(backends))}
+	v := &view{states: make(map[memberKey]lb.BackendState, len(backends)), size: len(backends)}
 	for _, b := range backends {
 		key := memberKey{b.Node, b.Addr.Unmap()}
 		m := g.members[key]
@@ -112,6 +135,7 @@ func (g *group) set(backends []lb.Backend) bool {
 		}
 		c := candidate{member: m, weight: max(b.Weight, 1), check: b.Check}
 		v.uneven = v.uneven || len(v.candidates) > 0 && c.weight != v.candidates[0].weight
+		v.total += c.weight
 		v.candidates = append(v.candidates, c)
 	}
 	for key := range g.members {

@@ -26,6 +26,7 @@ type estate struct {
 	Frontends []frontendRecord `json:"frontends,omitempty"`
 	Members   []memberRecord   `json:"members,omitempty"`
 	Sessions  []sessionRecord  `json:"sessions,omitempty"`
+	Clients   []clientsRecord  `json:"clients,omitempty"` // those that are remembered; may be missing
 }
 
 // frontendRecord is the socket of a frontend.
@@ -82,14 +83,20 @@ func (e *Engine) bequeath() ([]lb.Parcel, error) {
 		return nil, errors.New("hand over: the proxy has not served yet what it was given itself")
 	}
 	e.handed = true
+	clients := e.remembered() // first, since traffic goes on meanwhile
 	e.doListeners(func(ln acceptor) func(*loop) { return ln.pause })
 	var w will
 	for _, fe := range e.frontends {
 		if fe.ln != nil && !fe.ln.ended() {
+			w.clients(clients[fe], w.frontends)
 			w.frontend(e, fe)
 		}
 	}
 	w.flush()
+	for _, r := range w.later {
+		w.now.Clients, w.things = []clientsRecord{r}, 1
+		w.flush()
+	}
 	return w.parcels, w.err
 }
 
@@ -149,6 +156,7 @@ type will struct {
 	files     []int
 	sessions  []int // files too, which come after those of the frontends
 	things    int
+	later     []clientsRecord // which come after all frontends, each in a parcel
 }
 
 func (w *will) frontend(e *Engine, fe *frontend) {

@@ -61,6 +61,7 @@ type loop struct {
 	scratch []byte
 	grams   *datagrams
 	pipes   []*pipe
+	icmp    icmp
 	sa4     unix.SockaddrInet4
 	sa6     unix.SockaddrInet6
 
@@ -184,6 +185,7 @@ func (l *loop) close() {
 		p.close()
 		l.e.files.give(2)
 	}
+	l.icmp.close(&l.e.files)
 	closeFD(l.wakefd)
 	_ = l.file.Close()
 }

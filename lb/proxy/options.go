@@ -16,9 +16,11 @@ type Options struct {
 	// Log gets what an operator should know; nil is silence. Connections are
 	// never logged one by one.
 	Log *zap.Logger
-	// DialTimeout bounds one attempt to reach a member; 0 is 500 ms.
+	// DialTimeout bounds one attempt to reach a member, unless the route says so
+	// itself (ConnectTimeout); 0 is 500 ms.
 	DialTimeout time.Duration
-	// DialBudget bounds all attempts of one connection; 0 is two seconds.
+	// DialBudget bounds all attempts of one connection, unless four times the
+	// timeout of one is longer; 0 is two seconds.
 	DialBudget time.Duration
 	// DialAttempts is the largest number of members that a connection tries; 0
 	// is three.
@@ -32,6 +34,11 @@ type Options struct {
 	UDPSessions int
 	// UDPSessionsPerSource bounds those of one client address; 0 is 1024.
 	UDPSessionsPerSource int
+	// AffinityClients bounds the clients that are remembered for routes with
+	// affinity, over all frontends; 0 is 1,048,576, of 24 bytes each. Of each
+	// frontend 131,072 are remembered at most. Beyond that the one that was away
+	// longest makes room, and goes by the hash of its address when it comes again.
+	AffinityClients int
 	// OnDialError, unless nil, is told that a member could not be reached: at
 	// most four times a second per member, and never for faults of this machine.
 	// It is called by the loops: it must not block, and must not call the Engine.
@@ -51,6 +58,7 @@ const (
 	defaultDialAttempts  = 3
 	defaultUDPSessions   = 8192
 	defaultUDPPerSource  = 1024
+	defaultAffinity      = 1 << 20
 	fallbackFileLimit    = 1024
 	minReservedFiles     = 128
 	reservedFileFraction = 16
@@ -75,6 +83,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.UDPSessionsPerSource <= 0 {
 		o.UDPSessionsPerSource = defaultUDPPerSource
+	}
+	if o.AffinityClients <= 0 {
+		o.AffinityClients = defaultAffinity
 	}
 	if o.Loops <= 0 {
 		o.Loops = min(runtime.GOMAXPROCS(0), maxLoops)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"hash/fnv"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 
@@ -23,13 +24,13 @@ func (fe *frontend) pick(now int64, client netip.Addr, tried []*link) *link {
 	if v := s.group.view.Load(); v != fe.view {
 		fe.look(v)
 	}
-	i := fe.choose(s, client, func(i int) bool { return !fe.tried(i, tried) && !fe.avoid(i, now) })
+	i := fe.choose(s, now, client, func(i int) bool { return !fe.tried(i, tried) && !fe.avoid(i, now) })
 	for i >= 0 && !fe.claim(i, now) {
 		// Another connection tries this one just now; it is avoided from here on.
-		i = fe.choose(s, client, func(i int) bool { return !fe.tried(i, tried) && !fe.avoid(i, now) })
+		i = fe.choose(s, now, client, func(i int) bool { return !fe.tried(i, tried) && !fe.avoid(i, now) })
 	}
 	if i < 0 {
-		i = fe.choose(s, client, func(i int) bool { return !fe.tried(i, tried) })
+		i = fe.choose(s, now, client, func(i int) bool { return !fe.tried(i, tried) })
 	}
 	if i < 0 {
 		return nil
@@ -88,12 +89,20 @@ func (fe *frontend) claim(i int, now int64) bool {
 
 // choose returns the position of the best candidate for which ok is true, or -1.
 // Callers hold mu.
-func (fe *frontend) choose(s *spec, client netip.Addr, ok func(int) bool) int {
+func (fe *frontend) choose(s *spec, now int64, client netip.Addr, ok func(int) bool) int {
 	switch {
 	case s.AffinityFor > 0:
-		return fe.rendezvous(client, ok)
+		h := hashAddr(client)
+		if i := fe.home(s, now, h); i >= 0 && ok(i) {
+			return i
+		}
+		return fe.view.rendezvous(h, ok)
+	case s.Algorithm == lb.SourceHash:
+		return fe.hashed(hashAddr(client), ok)
 	case s.Algorithm == lb.LeastConnections:
 		return fe.least(ok)
+	case s.Algorithm == lb.RandomTwoChoices:
+		return fe.twoChoices(ok)
 	case fe.view.uneven:
 		return fe.smooth(ok)
 	}
@@ -144,10 +153,7 @@ func (fe *frontend) least(ok func(int) bool) int {
 		if !ok(i) {
 			continue
 		}
-		active, weight := 1, fe.view.candidates[i].weight
-		if k := fe.byPos[i]; k != nil {
-			active += int(k.active.Load())
-		}
+		active, weight := fe.load(i)
 		if best < 0 || active*bestWeight < bestActive*weight {
 			best, bestActive, bestWeight = i, active, weight
 		}
@@ -158,17 +164,72 @@ func (fe *frontend) least(ok func(int) bool) int {
 	return best
 }
 
+// load returns how many connections a candidate would have with one more, and its
+// weight.
+func (fe *frontend) load(i int) (active, weight int) {
+	active, weight = 1, fe.view.candidates[i].weight
+	if k := fe.byPos[i]; k != nil {
+		active += int(k.active.Load())
+	}
+	return active, weight
+}
+
+// drawsOfTwo is how often twoChoices draws before it looks at all candidates: more
+// than twice only where one has most of the weight, or many fail.
+const drawsOfTwo = 8
+
+// twoChoices draws two members at random, by their weights, and takes the one with
+// fewer connections for its weight. That spreads nearly as well as looking at all
+// of them, and edges that do not know of one another do not all choose the same.
+func (fe *frontend) twoChoices(ok func(int) bool) int {
+	first := -1
+	for range drawsOfTwo {
+		i := fe.draw()
+		if i < 0 || i == first || !ok(i) {
+			continue
+		}
+		if first < 0 {
+			first = i
+			continue
+		}
+		activeA, weightA := fe.load(first)
+		activeB, weightB := fe.load(i)
+		if activeB*weightA < activeA*weightB {
+			return i
+		}
+		return first
+	}
+	return fe.least(ok)
+}
+
+// draw returns a candidate at random, by weight; -1 if there is none.
+func (fe *frontend) draw() int {
+	n := len(fe.view.candidates)
+	if n == 0 {
+		return -1
+	}
+	if !fe.view.uneven {
+		return rand.IntN(n) //nolint:gosec // nobody gains by guessing it
+	}
+	at := rand.IntN(fe.view.total) //nolint:gosec // nobody gains by guessing it
+	for i := range fe.view.candidates {
+		if at -= fe.view.candidates[i].weight; at < 0 {
+			return i
+		}
+	}
+	return -1
+}
+
 // rendezvous chooses by the client's address, so that only the clients of a
 // member that is lost go elsewhere, and come back when it does.
-func (fe *frontend) rendezvous(client netip.Addr, ok func(int) bool) int {
-	h := hashAddr(client)
+func (v *view) rendezvous(client uint64, ok func(int) bool) int {
 	best, bestScore, bestHash := -1, 0.0, uint64(0)
-	for i, c := range fe.view.candidates {
+	for i, c := range v.candidates {
 		if !ok(i) {
 			continue
 		}
-		h := mix(h ^ c.hash)
-		if !fe.view.uneven {
+		h := mix(client ^ c.hash)
+		if !v.uneven {
 			if best < 0 || h > bestHash {
 				best, bestHash = i, h
 			}

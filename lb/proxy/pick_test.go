@@ -17,7 +17,7 @@ func picker(r lb.Route, weights ...int) (*frontend, *group) {
 	g := newGroup()
 	g.set(backendsOf(weights...))
 	fe := newFrontend(lb.Frontend{Addr: netip.MustParseAddr("192.0.2.1"), Port: 80, Protocol: lb.TCP}, &owner{}, 1)
-	fe.spec.Store(newSpec(lb.TCP, r, g))
+	fe.spec.Store(newSpec(lb.TCP, r, g, newRanges(r.SourceRanges)))
 	return fe, g
 }
 
@@ -171,7 +171,7 @@ func TestAllMembersFailing(t *testing.T) {
 func TestPortsFailApart(t *testing.T) {
 	a, g := picker(lb.Route{Algorithm: lb.RoundRobin}, 1, 1)
 	b := newFrontend(lb.Frontend{Addr: netip.MustParseAddr("192.0.2.2"), Port: 80, Protocol: lb.TCP}, &owner{}, 1)
-	b.spec.Store(newSpec(lb.TCP, lb.Route{Algorithm: lb.RoundRobin}, g))
+	b.spec.Store(newSpec(lb.TCP, lb.Route{Algorithm: lb.RoundRobin}, g, nil))
 	e := New(Options{})
 	k := a.pick(1, netip.Addr{}, nil)
 	e.blame(1, a.spec.Load(), k, syscall.ECONNREFUSED)
@@ -181,5 +181,59 @@ func TestPortsFailApart(t *testing.T) {
 	e.blame(1, a.spec.Load(), k, errNoAnswer)
 	if got := count(b, 10); got[k.node] != 0 {
 		t.Errorf("the other frontend after silence: got %v; want %s avoided", got, k.node)
+	}
+}
+
+// TestTwoChoicesSpread: open connections go by weight, much closer than chance
+// would spread them.
+func TestTwoChoicesSpread(t *testing.T) {
+	fe, _ := picker(lb.Route{Algorithm: lb.RandomTwoChoices}, 1, 1, 2, 4, 1, 1)
+	got := map[lb.NodeName]int{}
+	const open = 10_000
+	for range open {
+		got[fe.pick(0, netip.Addr{}, nil).node]++
+	}
+	for i, w := range []int{1, 1, 2, 4, 1, 1} {
+		if n, want := got[lb.NodeName(fmt.Sprint("n", i))], open*w/10; n < want-20*w || n > want+20*w {
+			t.Errorf("open connections of n%d of weight %d: got %d; want about %d", i, w, n, want)
+		}
+	}
+}
+
+// TestTwoChoicesLast: with one member left, or one of nearly all the weight, it
+// does not matter what is drawn.
+func TestTwoChoicesLast(t *testing.T) {
+	fe, _ := picker(lb.Route{Algorithm: lb.RandomTwoChoices}, 1000, 1, 1)
+	e := New(Options{})
+	first := fe.pick(1, netip.Addr{}, nil)
+	second := fe.pick(1, netip.Addr{}, []*link{first})
+	third := fe.pick(1, netip.Addr{}, []*link{first, second})
+	if first.node != "n0" || second == nil || third == nil || second == third {
+		t.Fatalf("three tries: got %v, %v and %v; want all members, the heaviest first", first, second, third)
+	}
+	if k := fe.pick(1, netip.Addr{}, []*link{first, second, third}); k != nil {
+		t.Errorf("after all were tried: got %s; want nil", k.node)
+	}
+	for _, k := range []*link{first, second} {
+		e.blame(1, fe.spec.Load(), k, errNoAnswer)
+	}
+	for range 50 {
+		if k := fe.pick(2, netip.Addr{}, nil); k != third {
+			t.Fatalf("while two do not answer: got %s; want %s", k.node, third.node)
+		}
+	}
+}
+
+func TestDialTimesOfARoute(t *testing.T) {
+	o := Options{}.withDefaults()
+	for _, c := range []struct{ route, attempt, all time.Duration }{
+		{0, 500 * time.Millisecond, 2 * time.Second},
+		{100 * time.Millisecond, 100 * time.Millisecond, 2 * time.Second},
+		{3 * time.Second, 3 * time.Second, 12 * time.Second},
+	} {
+		k := &conn{spec: &spec{Route: lb.Route{ConnectTimeout: c.route}}, started: 5}
+		if got, all := k.dialTimeout(&o), k.dialUntil(&o)-5; got != int64(c.attempt) || all != int64(c.all) {
+			t.Errorf("connect timeout %s: got %s for one attempt and %s for all; want %s and %s", c.route, time.Duration(got), time.Duration(all), c.attempt, c.all)
+		}
 	}
 }

@@ -49,6 +49,8 @@ type change struct {
 	work    [][]func(*loop)
 	touched []*frontend // whose links must be judged
 	changed map[*group]bool
+
+	ranges map[rangesKey]ranges // that were made in this Set
 }
 
 // Set replaces the table. Listeners are opened, closed and changed by
@@ -75,6 +77,7 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		holders: &holders{},
 		refused: make(map[lb.Frontend]error),
 		changed: make(map[*group]bool),
+		ranges:  make(map[rangesKey]ranges),
 	}
 	c.reset()
 	c.setGroups(t.Groups)
@@ -103,6 +106,13 @@ func (c *change) do() {
 
 // in makes f be called in a loop by the next do.
 func (c *change) in(index int, f func(*loop)) { c.work[index] = append(c.work[index], f) }
+
+// inAll makes f be called in all loops by the next do.
+func (c *change) inAll(f func(*loop)) {
+	for i := range c.work {
+		c.in(i, f)
+	}
+}
 
 func (c *change) setGroups(groups map[lb.GroupID]lb.Group) {
 	for id, g := range groups {
@@ -141,10 +151,13 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 		fe := c.frontend(id, r.Owner)
 		owners[r.Owner] = fe.owner
 		if was := fe.spec.Load(); was == nil || !was.is(&r, g) {
-			fe.spec.Store(newSpec(id.Protocol, r, g))
+			c.respec(fe, was, newSpec(id.Protocol, r, g, c.rangesOf(r.SourceRanges)))
 			c.touched = append(c.touched, fe)
 		} else if c.changed[g] {
 			c.touched = append(c.touched, fe)
+		}
+		if r.Algorithm == lb.SourceHash && r.AffinityFor <= 0 {
+			g.view.Load().table() // here, since it takes longer than a loop may stand still
 		}
 	}
 	for id, fe := range e.frontends {
@@ -165,14 +178,31 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 	e.owners = owners
 }
 
+// respec gives a frontend another spec, and makes what it has follow.
+func (c *change) respec(fe *frontend, was, s *spec) {
+	fe.remember(&c.e.clients, s.AffinityFor > 0)
+	fe.spec.Store(s)
+	if was == nil {
+		return
+	}
+	if len(s.SourceRanges) > 0 && !sameRanges(was.SourceRanges, s.SourceRanges) {
+		c.inAll(fe.expel)
+	}
+	if was.AffinityFor <= 0 && s.AffinityFor > 0 {
+		c.inAll(fe.settleAll)
+	}
+}
+
 // unsupported says why a route cannot be served, whatever the machine is like.
 func unsupported(id lb.Frontend, r lb.Route) error {
 	switch {
 	case id.Protocol != lb.TCP && id.Protocol != lb.UDP:
 		return fmt.Errorf("serve %s: protocol %q: %w by the proxy", id, id.Protocol, lb.ErrUnsupported)
-	case r.ProxyProtocol != lb.ProxyOff:
+	case r.ProxyProtocol != lb.ProxyOff && id.Protocol != lb.TCP:
+		return fmt.Errorf("serve %s: PROXY protocol %q: over %s: %w by the proxy, which speaks it over tcp", id, r.ProxyProtocol, id.Protocol, lb.ErrUnsupported)
+	case !slices.Contains([]lb.ProxyProtocol{lb.ProxyOff, lb.ProxyV1, lb.ProxyV2}, r.ProxyProtocol):
 		return fmt.Errorf("serve %s: PROXY protocol %q: %w by the proxy", id, r.ProxyProtocol, lb.ErrUnsupported)
-	case !slices.Contains([]lb.Algorithm{"", lb.RoundRobin, lb.LeastConnections}, r.Algorithm):
+	case !slices.Contains([]lb.Algorithm{"", lb.RoundRobin, lb.LeastConnections, lb.RandomTwoChoices, lb.SourceHash}, r.Algorithm):
 		return fmt.Errorf("serve %s: algorithm %q: %w by the proxy", id, r.Algorithm, lb.ErrUnsupported)
 	case !id.Addr.IsValid() || id.Addr.Zone() != "" || id.Port == 0:
 		return fmt.Errorf("serve %s: address and port must be set, without a zone: %w", id, lb.ErrInvalid)
@@ -220,6 +250,7 @@ func (c *change) revive(id lb.Frontend, by lb.Owner) *frontend {
 	fe.mu.Lock()
 	fe.retired = false
 	fe.mu.Unlock()
+	fe.remember(&c.e.clients, fe.spec.Load().AffinityFor > 0)
 	c.touched = append(c.touched, fe)
 	return fe
 }
@@ -232,6 +263,7 @@ func (c *change) remove(fe *frontend) {
 	fe.mu.Lock()
 	fe.retired = true
 	fe.mu.Unlock()
+	fe.remember(&c.e.clients, false)
 	if ln := fe.ln; ln != nil {
 		fe.ln = nil
 		c.in(ln.home(), ln.close)
@@ -294,12 +326,10 @@ func (c *change) fail(fe *frontend, err error) {
 
 // act carries out a verdict in all loops.
 func (c *change) act(k *link, v verdict) {
-	for i := range c.work {
-		if v == verdictCut {
-			c.in(i, k.cut)
-		} else {
-			c.in(i, k.drain)
-		}
+	if v == verdictCut {
+		c.inAll(k.cut)
+	} else {
+		c.inAll(k.drain)
 	}
 }
 

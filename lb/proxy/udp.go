@@ -136,6 +136,10 @@ func (u *udpListener) ready(l *loop, _ uint32) {
 func (u *udpListener) forward(l *loop, d *datagrams, client netip.AddrPort, i, j int) {
 	s := u.sessions[client]
 	var tried []*link
+	if s == nil && u.refusing {
+		l.unreachable(client, netip.AddrPortFrom(u.fe.id.Addr.Unmap(), u.fe.id.Port), int(d.headers[i].n))
+		return
+	}
 	for i < j {
 		if s == nil {
 			if s = u.open(l, client, tried); s == nil {
@@ -235,6 +239,7 @@ func (u *udpListener) admit(l *loop) bool {
 func (u *udpListener) insert(l *loop, s *session) {
 	u.fe.accepted.Add(1)
 	u.list(l, s)
+	s.settle(l)
 	if u.timer.pos == 0 {
 		u.arm(l)
 	}
@@ -311,6 +316,7 @@ type session struct {
 	byAge    element[*session]
 	bySource element[*session]
 	replied  bool
+	homeGen  uint8 // see link.settle
 }
 
 // dial connects the session to a member that was not tried before; false if there
@@ -355,6 +361,7 @@ func (s *session) connect(l *loop) error {
 func (s *session) hangUp(l *loop) {
 	s.tracked.remove()
 	if s.link != nil {
+		s.link.leave(l.now, s.client.Addr(), &s.homeGen)
 		s.link.active.Add(-1)
 	}
 	if s.slot >= 0 {
@@ -420,5 +427,10 @@ func (s *session) fail(l *loop, err error) {
 	s.u.forget(l, s)
 }
 
-func (s *session) cut(l *loop)     { s.u.forget(l, s) }
-func (s *session) abandon(l *loop) { s.u.forget(l, s) }
+func (s *session) cut(l *loop)            { s.u.forget(l, s) }
+func (s *session) end(l *loop)            { s.u.forget(l, s) }
+func (s *session) abandon(l *loop)        { s.u.forget(l, s) }
+func (s *session) clientAddr() netip.Addr { return s.client.Addr() }
+
+// settle remembers where the client has its home.
+func (s *session) settle(l *loop) { s.link.settle(l.now, s.client.Addr(), &s.homeGen) }

@@ -1,10 +1,16 @@
-# An edge's life as a service.
+# An edge's life as a service, on a machine that has just been switched on:
+# scenario.sh PACKAGES HOLDER
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-set -e
-dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.3-1_*.deb
+packages=$1 holder=$2
+until systemctl is-active --quiet sysinit.target; do
+	sleep 0.1
+done
+ip link set lo up
+dpkg --force-unsafe-io -i "$packages"/eclusa-edge_1.2.3-1_*.deb
 cd /etc/eclusa
 echo "enabled at first: $(systemctl is-enabled eclusa-edge || true), $(systemctl is-active eclusa-edge || true)"
 sed -i -e 's/^name:/name: edge-1/' -e 's/^  listen:/  listen: 127.0.0.2:443/' \
+	-e 's/^  mode: none/  mode: interface/' -e 's/^  interface:/  interface: lo/' \
 	-e 's/^clusters:/clusters: [{name: prod, addressRanges: [192.0.2.128\/25], nodeRanges: [198.51.100.0\/24]}]/' edge.yaml
 eclusa-edge pki init --dir pki
 eclusa-edge pki edge --dir pki --name edge-1 --host 127.0.0.2
@@ -19,7 +25,7 @@ first=$(systemctl show -P MainPID eclusa-edge)
 echo "runs with $(grep -e ^CapEff -e ^CapBnd -e ^NoNewPrivs -e ^Seccomp: "/proc/$first/status" | tr -s '\t\n' ' ')as $(stat -c %U /proc/$first)"
 echo "state: $(stat -c '%U %a' /var/lib/eclusa-edge)"
 
-dpkg --force-unsafe-io -i /mnt/eclusa-edge_1.2.4-1_*.deb
+dpkg --force-unsafe-io -i "$packages"/eclusa-edge_1.2.4-1_*.deb
 second=$(systemctl show -P MainPID eclusa-edge)
 echo "upgraded: $(systemctl show -P SubState eclusa-edge), another process: $([ "$second" != "$first" ] && echo yes), $(systemctl show -P NRestarts eclusa-edge) restarts"
 for i in $(seq 100); do
@@ -34,7 +40,7 @@ echo "reload of a wrong configuration: $(systemctl reload eclusa-edge 2>/dev/nul
 
 kill -KILL "$second"
 for i in $(seq 100); do
-	[ "$(systemctl show -P ExecMainStatus eclusa-edge)" = 2 ] && break
+	[ "$(systemctl show -P ExecMainStatus eclusa-edge)" = 78 ] && break
 	sleep 0.1
 done
 echo "killed, with a wrong configuration: $(systemctl show -P ActiveState eclusa-edge), status $(systemctl show -P ExecMainStatus eclusa-edge), $(systemctl show -P NRestarts eclusa-edge) restart"
@@ -54,13 +60,15 @@ echo "stopped: $(systemctl show -P Result eclusa-edge), status $(systemctl show 
 # A connection is held in a process of before, which is the parent of the main one
 # after one reload, and a stranger to it after two.
 ip route add local 198.51.100.0/24 dev lo
-ip route add local 192.0.2.128/25 dev lo
 eclusa-edge pki cluster --dir pki --name prod
 sed -i '1i drainTimeout: 3s' edge.yaml
+mkdir -p /etc/systemd/system/eclusa-edge.service.d
+printf '[Service]\nWatchdogSec=8\n' >/etc/systemd/system/eclusa-edge.service.d/impatient.conf
+systemctl daemon-reload
 systemctl start eclusa-edge
-/usr/local/bin/holder pki &
+"$holder" pki &
 held() { # NUMBER: the holder has its connection of that number
-	for i in $(seq 100); do
+	for i in $(seq 200); do
 		[ "$(cat /holder 2>/dev/null)" = "$1" ] && return
 		sleep 0.1
 	done
@@ -80,6 +88,14 @@ for reloads in 1 2; do
 	echo "killed while one drains, reloads $reloads: $(systemctl is-active eclusa-edge), $(systemctl show -P NRestarts eclusa-edge) restarts"
 done
 held 3
+
+# One that hangs is killed by the watchdog, and started again.
+kill -STOP "$(systemctl show -P MainPID eclusa-edge)"
+held 4
+logged() { journalctl --no-pager -o cat -u eclusa-edge | grep -q "$1" && echo "$1"; }
+echo "hung: $(logged 'Watchdog timeout (limit 8s)!') $(logged 'SIGABRT: abort'), $(systemctl is-active eclusa-edge), $(systemctl show -P NRestarts eclusa-edge) restarts"
+echo "its address: $(ip -o address show dev lo | grep -o '192.0.2.130[^ ]*')"
+
 systemctl reload eclusa-edge
 sleep 1
 systemctl reload eclusa-edge
@@ -90,5 +106,6 @@ echo "stopped while one drains: $([ $took -ge 2500 ] && [ $took -le 10000 ] && e
 
 systemctl start eclusa-edge
 dpkg --force-unsafe-io -r eclusa-edge
-echo "removed: $(systemctl is-active eclusa-edge || true)"
+echo "removed: $(systemctl is-active eclusa-edge || true), $(ip -o address show dev lo | grep -c 192.0.2.130) addresses"
+kill $!
 echo "the end"

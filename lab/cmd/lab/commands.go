@@ -52,6 +52,7 @@ func optionFlags(c *cobra.Command, o *lab.Options) {
 	f.IntVar(&o.Nodes, "nodes", 2, "number of nodes, -1 for none")
 	f.IntVar(&o.Edges, "edges", 1, "number of edges, -1 for none")
 	f.IntVar(&o.Clients, "clients", 1, "number of clients, -1 for none")
+	f.BoolVar(&o.EdgePackages, "edge-packages", false, "install the edges from their Debian package, each under a systemd of its own")
 	f.BoolVar(&o.SingleStack, "single-stack", false, "a cluster without IPv6")
 	f.BoolVar(&o.NoEclusa, "no-eclusa", false, "the cluster alone")
 }
@@ -85,9 +86,8 @@ func upCommand() *cobra.Command {
 var usage = template.Must(template.New("usage").Parse(`
 The lab runs. For kubectl{{if .Eclusa}} and helm{{end}} in this shell:
 
-    alias kubectl={{.Lab.Kubectl}}
+    export PATH={{.Lab.Options.Dir}}:$PATH
 {{- if .Eclusa}}
-    alias helm={{.Lab.Helm}}
     helm list --all-namespaces
 {{- end}}
     kubectl get nodes,services
@@ -105,7 +105,7 @@ Try:
 What eclusa says of it, in the cluster and, as a page for your browser, on the edge:
 
     kubectl get edges,addresspools
-    kubectl describe service web
+    kubectl get service web -o yaml
     {{.Self}} forward --dir {{.Lab.Options.Dir}} edge-1 127.0.0.1:9980
 {{- end}}
 {{- if .Eclusa}}
