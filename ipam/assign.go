@@ -19,6 +19,9 @@ import (
 //     leaves is given to nobody in the same call; the caller quarantines it.
 //   - Requests are honoured or refused; an address that another claim holds
 //     stays where it is, whichever claim is older.
+//   - Where an address is shared, a port belongs to whoever is known to use it
+//     already, then to the older claim. Whoever comes to want a port that another has
+//     keeps the address, goes without the port, and is told so by the Clashes.
 //   - Without a request a claim gets the smallest free address of its family in
 //     the first pool, by name, that is open to it.
 //
@@ -30,14 +33,21 @@ func Assign(pools []Pool, claims []Claim, quarantined map[netip.Addr]Quarantine)
 		quarantined: quarantined,
 		taken:       make(map[netip.Addr]*tenancy, len(claims)),
 		leaving:     map[netip.Addr]*Claim{},
-		shared:      map[string][]netip.Addr{},
+		byKey:       map[string][]netip.Addr{},
+		holders:     make(map[netip.Addr]int, len(claims)),
 		exhausted:   map[supplyFamily]string{},
 	}
 	sorted := make([]*Claim, len(claims))
 	for i := range claims {
 		sorted[i] = &claims[i]
+		for _, addr := range claims[i].Held {
+			a.holders[addr]++
+		}
 	}
 	slices.SortFunc(sorted, byAge)
+	for _, c := range sorted {
+		a.establish(c)
+	}
 	kept := make([]map[lb.Family]netip.Addr, len(sorted))
 	for i, c := range sorted {
 		kept[i] = a.keep(c)
@@ -55,7 +65,9 @@ type assignment struct {
 	quarantined map[netip.Addr]Quarantine
 	taken       map[netip.Addr]*tenancy
 	leaving     map[netip.Addr]*Claim   // held until now by claims that moved
-	shared      map[string][]netip.Addr // the addresses of each sharing key
+	byKey       map[string][]netip.Addr // the addresses of each sharing key
+	common      []netip.Addr            // the taken addresses of shared pools
+	holders     map[netip.Addr]int      // how many claims hold each address
 	exhausted   map[supplyFamily]string
 }
 
@@ -63,44 +75,6 @@ type assignment struct {
 type supplyFamily struct {
 	*supply
 	family lb.Family
-}
-
-// A tenancy is who has an address.
-type tenancy struct {
-	first *Claim
-	ports map[PortKey]*Claim // nil if first does not share
-}
-
-// blocks returns the claim because of which c cannot have the address too, and
-// the port that they both want, if it is only for that.
-func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
-	if c.SharingKey == "" || c.SharingKey != t.first.SharingKey {
-		return t.first, PortKey{}
-	}
-	for _, p := range c.Ports {
-		if other := t.ports[p]; other != nil && other != c {
-			return other, p
-		}
-	}
-	return nil, PortKey{}
-}
-
-// take gives a claim an address that nobody blocks.
-func (a *assignment) take(c *Claim, addr netip.Addr) {
-	t := a.taken[addr]
-	if t == nil {
-		t = &tenancy{first: c}
-		a.taken[addr] = t
-		if c.SharingKey != "" {
-			t.ports = make(map[PortKey]*Claim, len(c.Ports))
-			a.shared[c.SharingKey] = append(a.shared[c.SharingKey], addr)
-		}
-	}
-	if t.ports != nil {
-		for _, p := range c.Ports {
-			t.ports[p] = c
-		}
-	}
 }
 
 // keep gives a claim what it holds, unless a claim before it has that, and
@@ -114,10 +88,8 @@ func (a *assignment) keep(c *Claim) map[lb.Family]netip.Addr {
 		if !usable(addr) || kept[lb.FamilyOf(addr)] == addr {
 			continue
 		}
-		if t := a.taken[addr]; t != nil {
-			if other, _ := t.blocks(c); other != nil && other != c {
-				continue
-			}
+		if !a.stays(c, addr) {
+			continue
 		}
 		a.take(c, addr)
 		f := lb.FamilyOf(addr)
@@ -187,6 +159,7 @@ func (a *assignment) result(c *Claim, addrs map[lb.Family]netip.Addr, refusal, m
 		}
 		r.Addresses = append(r.Addresses, addr)
 	}
+	r.Clashes = a.clashes(c, r.Addresses)
 	return r
 }
 
@@ -225,7 +198,7 @@ func (c *Claim) fault() *Refusal {
 		case !usable(addr):
 			return &Refusal{InvalidClaim, fmt.Sprintf("requested address %q is not usable: it must be an IPv4 or IPv6 address without zone", addr)}
 		case !slices.Contains(c.Families, lb.FamilyOf(addr)):
-			return &Refusal{WrongFamily, fmt.Sprintf("requested address %s is of family %s, but only %s is wanted", addr, lb.FamilyOf(addr), join(c.Families))}
+			return &Refusal{WrongFamily, fmt.Sprintf("requested address %s is of family %s, but the Service is %s only", addr, lb.FamilyOf(addr), join(c.Families))}
 		case slices.ContainsFunc(c.Requested[:i], func(b netip.Addr) bool { return lb.FamilyOf(b) == lb.FamilyOf(addr) }):
 			return &Refusal{InvalidClaim, fmt.Sprintf("requested addresses %s: at most one of each family can be had", join(c.Requested))}
 		}
@@ -249,11 +222,11 @@ func (a *assignment) choose(c *Claim, f lb.Family, held netip.Addr) (netip.Addr,
 		i := slices.IndexFunc(a.supplies, func(s *supply) bool { return s.name == c.Pool })
 		switch {
 		case i < 0:
-			return netip.Addr{}, &Refusal{PoolNotFound, fmt.Sprintf("pool %q does not exist; the pools are %s", c.Pool, join(names(a.supplies)))}
+			return netip.Addr{}, &Refusal{PoolNotFound, fmt.Sprintf("pool %q does not exist: create it, or name another one; the pools are %s", c.Pool, join(names(a.supplies)))}
 		case held.IsValid() && a.supplies[i].contains(held):
 			return held, nil
 		case !c.mayUse(a.supplies[i]):
-			return netip.Addr{}, &Refusal{NotEligible, fmt.Sprintf("pool %q may not be used: its selectors do not select this Service", c.Pool)}
+			return netip.Addr{}, &Refusal{NotEligible, fmt.Sprintf("pool %q may not be used: its selectors do not select this Service: name another pool, or change the selectors", c.Pool)}
 		}
 	}
 	return a.find(c, f)
@@ -271,11 +244,11 @@ func (a *assignment) examine(c *Claim, want netip.Addr) *Refusal {
 	}
 	switch {
 	case len(having) == 0:
-		return &Refusal{OutsidePools, fmt.Sprintf("requested address %s is outside every pool; the pools are %s", want, join(names(a.supplies)))}
+		return &Refusal{OutsidePools, fmt.Sprintf("requested address %s is outside every pool: ask for an address of one, or add it to one; the pools are %s", want, join(names(a.supplies)))}
 	case !allowed && c.Pool != "" && !slices.Contains(having, c.Pool):
-		return &Refusal{NotEligible, fmt.Sprintf("requested address %s is in pool %s, but pool %q is asked for", want, join(having), c.Pool)}
+		return &Refusal{NotEligible, fmt.Sprintf("requested address %s is in pool %s, but pool %q is asked for: leave one of them out", want, join(having), c.Pool)}
 	case !allowed:
-		return &Refusal{NotEligible, fmt.Sprintf("requested address %s is in pool %s, whose selectors do not select this Service", want, join(having))}
+		return &Refusal{NotEligible, fmt.Sprintf("requested address %s is in pool %s, whose selectors do not select this Service: ask for an address of another pool, or change the selectors", want, join(having))}
 	}
 	if other := a.leaving[want]; other != nil && other != c {
 		return &Refusal{InUse, fmt.Sprintf("requested address %s is being given up by %q, and is free when every edge has let go of it", want, other.Name)}
@@ -286,7 +259,7 @@ func (a *assignment) examine(c *Claim, want netip.Addr) *Refusal {
 		}
 	}
 	if q, ok := a.quarantined[want]; ok && q.Owner != c.Owner {
-		return &Refusal{Quarantined, fmt.Sprintf("requested address %s was freed at %s, and is in quarantine until every edge has let go of it", want, q.Since.UTC().Format(time.RFC3339))}
+		return &Refusal{Quarantined, fmt.Sprintf("requested address %s was freed at %s, and is in quarantine until every edge has let go of it: wait, or bring back the edges that are not reached", want, q.Since.UTC().Format(time.RFC3339))}
 	}
 	return nil
 }
@@ -294,11 +267,11 @@ func (a *assignment) examine(c *Claim, want netip.Addr) *Refusal {
 func inUse(c *Claim, want netip.Addr, other *Claim, port PortKey) *Refusal {
 	switch {
 	case port != PortKey{}:
-		return &Refusal{InUse, fmt.Sprintf("requested address %s is shared with %q, which uses %s port %d as well", want, other.Name, port.Protocol, port.Port)}
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is shared with %q, which uses %s port %d as well: use another port or another address", want, other.Name, port.Protocol, port.Port)}
 	case c.SharingKey != "":
-		return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q, which does not have the sharing key %s", want, other.Name, quote(c.SharingKey))}
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q, which does not have the sharing key %s: ask for another address, or give both the same key", want, other.Name, quote(c.SharingKey))}
 	}
-	return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q", want, other.Name)}
+	return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q: ask for another address, or let both share it", want, other.Name)}
 }
 
 // find looks for any address of a family in the pools that are open to a claim.
@@ -312,7 +285,7 @@ func (a *assignment) find(c *Claim, f lb.Family) (netip.Addr, *Refusal) {
 	if len(open) == 0 {
 		return netip.Addr{}, a.noPool(c, f)
 	}
-	if addr, ok := a.join(c, f, open); ok {
+	if addr, ok := a.joinKey(c, f, open); ok {
 		return addr, nil
 	}
 	unavailable := func(addr netip.Addr) bool {
@@ -324,8 +297,15 @@ func (a *assignment) find(c *Claim, f lb.Family) (netip.Addr, *Refusal) {
 			return addr, nil
 		}
 	}
+	if addr, ok := a.joinAny(c, f, open); ok {
+		return addr, nil
+	}
 	var details []string
 	for _, s := range open {
+		if x, ok := a.crowded(c, f, s); ok {
+			details = append(details, fmt.Sprintf("pool %q has no %s address with room: %s port %d of %s is %q's", s.name, f, x.Port.Protocol, x.Port.Port, x.Address, x.Holder))
+			continue
+		}
 		details = append(details, a.exhaustion(supplyFamily{s, f}))
 	}
 	return netip.Addr{}, &Refusal{Exhausted, strings.Join(details, ", ") + "; add addresses to the pool, or delete what is not needed"}
@@ -336,30 +316,9 @@ func (a *assignment) noPool(c *Claim, f lb.Family) *Refusal {
 		return &Refusal{NoPool, fmt.Sprintf("pool %q has no %s addresses; add some, or ask for another family", c.Pool, f)}
 	}
 	if len(c.EligiblePools) == 0 {
-		return &Refusal{NoPool, fmt.Sprintf("no pool selects this Service; the pools are %s", join(names(a.supplies)))}
+		return &Refusal{NoPool, fmt.Sprintf("no pool selects this Service: create one, or change the selectors of one; the pools are %s", join(names(a.supplies)))}
 	}
-	return &Refusal{NoPool, fmt.Sprintf("none of the pools that select this Service has %s addresses and assigns them unasked: %s", f, join(slices.Sorted(slices.Values(c.EligiblePools))))}
-}
-
-// join finds the smallest address that the claim can share.
-func (a *assignment) join(c *Claim, f lb.Family, open []*supply) (netip.Addr, bool) {
-	if c.SharingKey == "" {
-		return netip.Addr{}, false
-	}
-	var best netip.Addr
-	for _, addr := range a.shared[c.SharingKey] {
-		_, quarantined := a.quarantined[addr]
-		if lb.FamilyOf(addr) != f || quarantined || a.leaving[addr] != nil || best.IsValid() && best.Less(addr) {
-			continue
-		}
-		if !slices.ContainsFunc(open, func(s *supply) bool { return s.contains(addr) }) {
-			continue
-		}
-		if other, _ := a.taken[addr].blocks(c); other == nil {
-			best = addr
-		}
-	}
-	return best, best.IsValid()
+	return &Refusal{NoPool, fmt.Sprintf("none of the pools that select this Service has %s addresses and assigns them unasked: add some, or ask for a pool or an address by name; they are %s", f, join(slices.Sorted(slices.Values(c.EligiblePools))))}
 }
 
 // exhaustion says how a pool came to be empty. It is worked out once, however

@@ -28,7 +28,10 @@ func addrs(texts ...string) []netip.Addr {
 func testPools() []ipam.Pool {
 	named := pool("named", "203.0.113.0/30", "2001:db8:3::/64")
 	named.AutoAssign = false
+	common := pool("common", "198.51.100.9", "2001:db8:9::1-2001:db8:9::2")
+	common.AutoAssign, common.Shared = false, true
 	return []ipam.Pool{
+		common,
 		pool("main", "192.0.2.1-192.0.2.3", "2001:db8::/64"),
 		pool("other", "198.51.100.1-198.51.100.2"),
 		named,
@@ -75,12 +78,15 @@ func shares(key string, ports ...uint16) part {
 	}
 }
 
-var assignTests = []struct {
+// An assignTest is one assignment. want is as text writes it.
+type assignTest struct {
 	name        string
 	claims      []ipam.Claim
 	quarantined map[string]ipam.Quarantine
-	want        map[string]string // see text
-}{
+	want        map[string]string
+}
+
+var assignTests = []assignTest{
 	{"first come, first served", []ipam.Claim{claim("b", late), claim("a", late), claim("c")}, nil, map[string]string{
 		"c": "192.0.2.1 from main", "a": "192.0.2.2 from main", "b": "192.0.2.3 from main",
 	}},
@@ -109,27 +115,27 @@ var assignTests = []struct {
 		claim("h", wants("192.0.2.1"), from("other"), eligible("main", "other")), claim("i", families()), claim("j", wants("::ffff:192.0.2.1")),
 	}, nil, map[string]string{
 		"a": "192.0.2.3 from main",
-		"b": `refused AddressInUse: requested address 192.0.2.3 is in use by "default/a"`,
-		"c": "refused AddressOutsidePools: requested address 10.0.0.1 is outside every pool; the pools are main, named, other",
-		"d": "refused PoolNotEligible: requested address 198.51.100.1 is in pool other, whose selectors do not select this Service",
-		"e": "refused AddressFamilyMismatch: requested address 2001:db8::1 is of family ipv6, but only ipv4 is wanted",
+		"b": `refused AddressInUse: requested address 192.0.2.3 is in use by "default/a": ask for another address, or let both share it`,
+		"c": "refused AddressOutsidePools: requested address 10.0.0.1 is outside every pool: ask for an address of one, or add it to one; the pools are common, main, named, other",
+		"d": "refused PoolNotEligible: requested address 198.51.100.1 is in pool other, whose selectors do not select this Service: ask for an address of another pool, or change the selectors",
+		"e": "refused AddressFamilyMismatch: requested address 2001:db8::1 is of family ipv6, but the Service is ipv4 only",
 		"f": "refused InvalidAddressRequest: requested addresses 192.0.2.1, 192.0.2.2: at most one of each family can be had",
 		"g": "203.0.113.1 from named",
-		"h": `refused PoolNotEligible: requested address 192.0.2.1 is in pool main, but pool "other" is asked for`,
+		"h": `refused PoolNotEligible: requested address 192.0.2.1 is in pool main, but pool "other" is asked for: leave one of them out`,
 		"i": "refused InvalidAddressRequest: no address family is wanted: at least one of ipv4 and ipv6 is needed",
 		"j": `refused InvalidAddressRequest: requested address "::ffff:192.0.2.1" is not usable: it must be an IPv4 or IPv6 address without zone`,
 	}},
 	{"a request never takes from a holder", []ipam.Claim{claim("a", wants("192.0.2.1")), claim("b", late, holds("192.0.2.1"))}, nil, map[string]string{
-		"a": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/b"`, "b": "192.0.2.1 from main",
+		"a": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/b": ask for another address, or let both share it`, "b": "192.0.2.1 from main",
 	}},
 	{"a request that changed moves", []ipam.Claim{claim("a", holds("192.0.2.1"), wants("192.0.2.3")), claim("b"), claim("c", wants("192.0.2.1"))}, nil, map[string]string{
 		"a": "192.0.2.3 from main", "b": "192.0.2.2 from main",
 		"c": `refused AddressInUse: requested address 192.0.2.1 is being given up by "default/a", and is free when every edge has let go of it`,
 	}},
 	{"a request that changed in vain", []ipam.Claim{claim("a", holds("192.0.2.1"), wants("192.0.2.2")), claim("b", holds("192.0.2.2"), wants("192.0.2.1")), claim("c", holds("192.0.2.3"), wants("10.0.0.1"))}, nil, map[string]string{
-		"a": `192.0.2.1 from main; refused AddressInUse: requested address 192.0.2.2 is in use by "default/b"`,
-		"b": `192.0.2.2 from main; refused AddressInUse: requested address 192.0.2.1 is in use by "default/a"`,
-		"c": "192.0.2.3 from main; refused AddressOutsidePools: requested address 10.0.0.1 is outside every pool; the pools are main, named, other",
+		"a": `192.0.2.1 from main; refused AddressInUse: requested address 192.0.2.2 is in use by "default/b": ask for another address, or let both share it`,
+		"b": `192.0.2.2 from main; refused AddressInUse: requested address 192.0.2.1 is in use by "default/a": ask for another address, or let both share it`,
+		"c": "192.0.2.3 from main; refused AddressOutsidePools: requested address 10.0.0.1 is outside every pool: ask for an address of one, or add it to one; the pools are common, main, named, other",
 	}},
 	{"another pool is asked for", []ipam.Claim{
 		claim("a", holds("192.0.2.1"), from("named"), eligible("named")), claim("b", from("nowhere"), holds("192.0.2.2")), claim("c", from("other")),
@@ -137,8 +143,8 @@ var assignTests = []struct {
 		claim("f", from("named"), eligible("named"), holds("192.0.2.3")),
 	}, nil, map[string]string{
 		"a": "203.0.113.1 from named",
-		"b": `192.0.2.2 from main; refused PoolNotFound: pool "nowhere" does not exist; the pools are main, named, other`,
-		"c": `refused PoolNotEligible: pool "other" may not be used: its selectors do not select this Service`,
+		"b": `192.0.2.2 from main; refused PoolNotFound: pool "nowhere" does not exist: create it, or name another one; the pools are common, main, named, other`,
+		"c": `refused PoolNotEligible: pool "other" may not be used: its selectors do not select this Service: name another pool, or change the selectors`,
 		"d": "203.0.113.2 from named",
 		"e": `refused NoEligiblePool: pool "other" has no ipv6 addresses; add some, or ask for another family`,
 		"f": `192.0.2.3 from main; refused PoolExhausted: pool "named" has no free ipv4 address: 2 of 2 are in use, 0 in quarantine; add addresses to the pool, or delete what is not needed`,
@@ -148,9 +154,9 @@ var assignTests = []struct {
 	}, nil, map[string]string{
 		"a": "192.0.2.1 from main",
 		"b": "2001:db8::1 from main",
-		"c": "refused NoEligiblePool: none of the pools that select this Service has ipv4 addresses and assigns them unasked: named",
-		"d": "refused NoEligiblePool: no pool selects this Service; the pools are main, named, other",
-		"e": "refused NoEligiblePool: none of the pools that select this Service has ipv4 addresses and assigns them unasked: gone",
+		"c": "refused NoEligiblePool: none of the pools that select this Service has ipv4 addresses and assigns them unasked: add some, or ask for a pool or an address by name; they are named",
+		"d": "refused NoEligiblePool: no pool selects this Service: create one, or change the selectors of one; the pools are common, main, named, other",
+		"e": "refused NoEligiblePool: none of the pools that select this Service has ipv4 addresses and assigns them unasked: add some, or ask for a pool or an address by name; they are gone",
 	}},
 	{"exhausted", []ipam.Claim{
 		claim("a", eligible("other", "main")), claim("b", eligible("other", "main")), claim("c", eligible("other", "main")), claim("d", eligible("other", "main")), claim("e", eligible("other", "main")),
@@ -161,7 +167,7 @@ var assignTests = []struct {
 	{"quarantine", []ipam.Claim{claim("a", wants("192.0.2.1")), claim("b", wants("192.0.2.2")), claim("c", holds("192.0.2.3"))}, map[string]ipam.Quarantine{
 		"192.0.2.1": {Since: start, Owner: "x"}, "192.0.2.2": {Since: start, Owner: "b"}, "192.0.2.3": {Since: start, Owner: "x"},
 	}, map[string]string{
-		"a": "refused AddressQuarantined: requested address 192.0.2.1 was freed at 2026-01-02T03:04:05Z, and is in quarantine until every edge has let go of it",
+		"a": "refused AddressQuarantined: requested address 192.0.2.1 was freed at 2026-01-02T03:04:05Z, and is in quarantine until every edge has let go of it: wait, or bring back the edges that are not reached",
 		"b": "192.0.2.2 from main", "c": "192.0.2.3 from main",
 	}},
 	{"two families", []ipam.Claim{
@@ -175,14 +181,14 @@ var assignTests = []struct {
 	}, nil, map[string]string{
 		"a": "2001:db8::1 192.0.2.1 from main",
 		"b": "192.0.2.3 2001:db8::2 from main",
-		"c": "198.51.100.1 from other; missing NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: other",
+		"c": "198.51.100.1 from other; missing NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: add some, or ask for a pool or an address by name; they are other",
 		"d": `refused PoolExhausted: pool "other" has no free ipv4 address: 2 of 2 are in use, 0 in quarantine; add addresses to the pool, or delete what is not needed`,
-		"e": "198.51.100.2 from other; refused NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: other",
+		"e": "198.51.100.2 from other; refused NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: add some, or ask for a pool or an address by name; they are other",
 		"f": "192.0.2.2 2001:db8::5 from main",
-		"g": `refused AddressInUse: requested address 2001:db8::5 is in use by "default/f"`,
+		"g": `refused AddressInUse: requested address 2001:db8::5 is in use by "default/f": ask for another address, or let both share it`,
 	}},
 	{"what a refused claim would have had stays free", []ipam.Claim{claim("a", families(lb.IPv4, lb.IPv6), requireAll, eligible("other")), claim("b", eligible("other"))}, nil, map[string]string{
-		"a": "refused NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: other",
+		"a": "refused NoEligiblePool: none of the pools that select this Service has ipv6 addresses and assigns them unasked: add some, or ask for a pool or an address by name; they are other",
 		"b": "198.51.100.1 from other",
 	}},
 	{"sharing", []ipam.Claim{
@@ -192,15 +198,15 @@ var assignTests = []struct {
 	}, nil, map[string]string{
 		"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main", "d": "192.0.2.3 from main",
 		"e": "192.0.2.1 from main",
-		"f": `refused AddressInUse: requested address 192.0.2.1 is shared with "default/a", which uses tcp port 80 as well`,
-		"g": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "l"`,
-		"h": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a"`,
+		"f": `refused AddressInUse: requested address 192.0.2.1 is shared with "default/a", which uses tcp port 80 as well: use another port or another address`,
+		"g": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "l": ask for another address, or give both the same key`,
+		"h": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a": ask for another address, or let both share it`,
 		"i": "198.51.100.1 from other",
 	}},
 	{"an address without sharing conflicts on other ports too", []ipam.Claim{claim("a", wants("192.0.2.1")), claim("b", shares("", 443), wants("192.0.2.1")), claim("c", shares("k", 444), wants("192.0.2.1"))}, nil, map[string]string{
 		"a": "192.0.2.1 from main",
-		"b": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a"`,
-		"c": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "k"`,
+		"b": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a": ask for another address, or let both share it`,
+		"c": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a", which does not have the sharing key "k": ask for another address, or give both the same key`,
 	}},
 	{"sharing what is held", []ipam.Claim{
 		claim("a", shares("k", 80), holds("192.0.2.2")), claim("b", shares("k", 443), holds("192.0.2.2")), claim("c", shares("k", 8443), late), claim("d", shares("x", 99), holds("192.0.2.2")),
@@ -218,6 +224,65 @@ var assignTests = []struct {
 	}},
 }
 
+// asks changes a claim to one on the ports of the pool that everybody shares.
+func asks(ports ...uint16) part {
+	return func(c *ipam.Claim) {
+		shares("", ports...)(c)
+		c.Pool, c.EligiblePools = "common", []string{"common"}
+	}
+}
+
+// uses makes a claim known to use ports already.
+func uses(ports ...uint16) part {
+	return func(c *ipam.Claim) {
+		c.HeldPorts = []ipam.PortKey{}
+		for _, p := range ports {
+			c.HeldPorts = append(c.HeldPorts, ipam.PortKey{Protocol: lb.TCP, Port: p})
+		}
+	}
+}
+
+func init() {
+	const one = "198.51.100.9"
+	assignTests = append(assignTests, []assignTest{
+		{"a pool that everybody shares", []ipam.Claim{
+			claim("a", asks(80)), claim("b", asks(443), shares("k", 443)), claim("c", asks(80, 81)), claim("d", asks(81), wants(one)), claim("e", asks(443), wants(one)),
+		}, nil, map[string]string{
+			"a": one + " from common", "b": one + " from common",
+			"c": `refused PoolExhausted: pool "common" has no ipv4 address with room: tcp port 80 of 198.51.100.9 is "default/a"'s; add addresses to the pool, or delete what is not needed`,
+			"d": one + " from common",
+			"e": `refused AddressInUse: requested address 198.51.100.9 is shared with "default/b", which uses tcp port 443 as well: use another port or another address`,
+		}},
+		{"free addresses come first", []ipam.Claim{claim("a", asks(80), families(lb.IPv6)), claim("b", asks(81), families(lb.IPv6)), claim("c", asks(82), families(lb.IPv6)), claim("d", asks(80), families(lb.IPv6))}, nil, map[string]string{
+			"a": "2001:db8:9::1 from common", "b": "2001:db8:9::2 from common", "c": "2001:db8:9::1 from common", "d": "2001:db8:9::2 from common",
+		}},
+		{"whoever is older takes no port that another uses", []ipam.Claim{
+			claim("a", asks(80, 443), holds(one), uses(80)), claim("b", asks(443), holds(one), uses(443)), claim("c", asks(80, 443), holds(one)),
+		}, nil, map[string]string{
+			"a": `198.51.100.9 from common; without tcp 443, which default/b has`,
+			"b": one + " from common",
+			"c": `refused PoolExhausted: pool "common" has no ipv4 address with room: tcp port 80 of 198.51.100.9 is "default/a"'s; add addresses to the pool, or delete what is not needed`,
+		}},
+		{"of two ports that are new the older claim has both", []ipam.Claim{
+			claim("a", asks(80, 443), holds(one), uses(80)), claim("b", asks(81, 443), holds(one), uses(81)),
+		}, nil, map[string]string{
+			"a": one + " from common", "b": `198.51.100.9 from common; without tcp 443, which default/a has`,
+		}},
+		{"who shared goes on when the pool is not shared any more", []ipam.Claim{
+			claim("a", holds("192.0.2.1"), shares("", 80), uses(80)), claim("b", holds("192.0.2.1"), shares("", 443), uses(443)),
+			claim("c", holds("192.0.2.1"), shares("", 444)), claim("d", shares("", 445), wants("192.0.2.1")),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main", "b": "192.0.2.1 from main", "c": "192.0.2.2 from main",
+			"d": `refused AddressInUse: requested address 192.0.2.1 is in use by "default/a": ask for another address, or let both share it`,
+		}},
+		{"a port of a shared key", []ipam.Claim{
+			claim("a", shares("k", 80, 443), holds("192.0.2.1"), uses(80)), claim("b", shares("k", 443), holds("192.0.2.1"), uses(443)),
+		}, nil, map[string]string{
+			"a": "192.0.2.1 from main; without tcp 443, which default/b has", "b": "192.0.2.1 from main",
+		}},
+	}...)
+}
+
 // text writes a result for the tables above.
 func text(r ipam.Result) string {
 	var parts []string
@@ -233,6 +298,9 @@ func text(r ipam.Result) string {
 	all := []string{}
 	if len(parts) > 0 {
 		all = append(all, strings.Join(parts, " "))
+	}
+	for _, x := range r.Clashes {
+		all = append(all, fmt.Sprintf("without %s %d, which %s has", x.Port.Protocol, x.Port.Port, x.Holder))
 	}
 	if r.Refusal != nil {
 		all = append(all, fmt.Sprintf("refused %s: %s", r.Refusal.Reason, r.Refusal.Detail))

@@ -37,6 +37,10 @@ type Claim struct {
 	SharingKey string
 	// Ports are what the claim uses of its addresses.
 	Ports []PortKey
+	// HeldPorts are those that it is known to use of the Held addresses already, nil
+	// if that is not known. Where addresses are shared they come before what others
+	// want, however old those are.
+	HeldPorts []PortKey
 	// Held are the addresses that were assigned before. They are kept unless the
 	// claim asks for something else, or an older claim holds them as well.
 	Held []netip.Addr
@@ -70,6 +74,17 @@ type Result struct {
 	Missing *Refusal
 	// Orphaned are those of the Addresses that no pool has any more.
 	Orphaned []netip.Addr
+	// Clashes are the claim's ports that another has on a shared address. The claim
+	// goes without them.
+	Clashes []Clash
+}
+
+// Clash is a port of a shared address that somebody else has.
+type Clash struct {
+	Port PortKey
+	// Address is where, and Holder is the Name of the claim that has it.
+	Address netip.Addr
+	Holder  string
 }
 
 // byAge orders claims by their right to a contested address.

@@ -19,6 +19,9 @@ type Pool struct {
 	// AutoAssign gives addresses to claims that name neither the pool nor an
 	// address of it.
 	AutoAssign bool
+	// Shared lets all claims share the addresses, whatever their keys, as long as
+	// their ports differ. A claim joins others when no address is free any more.
+	Shared bool
 }
 
 // Overlaps returns an error, an lb.ErrInvalid, for every part that two pools
@@ -103,6 +106,7 @@ func Usages(pools []Pool, results map[string]Result, quarantined map[netip.Addr]
 type supply struct {
 	name   string
 	auto   bool
+	shared bool
 	ranges map[lb.Family][]Range // merged
 	next   map[lb.Family]cursor
 }
@@ -117,7 +121,7 @@ type cursor struct {
 func newSupplies(pools []Pool) []*supply {
 	var all []*supply
 	for _, p := range pools {
-		s := &supply{name: p.Name, auto: p.AutoAssign, ranges: map[lb.Family][]Range{}, next: map[lb.Family]cursor{}}
+		s := &supply{name: p.Name, auto: p.AutoAssign, shared: p.Shared, ranges: map[lb.Family][]Range{}, next: map[lb.Family]cursor{}}
 		for _, r := range merged(p.Ranges) {
 			s.ranges[r.Family()] = append(s.ranges[r.Family()], r)
 		}

@@ -23,7 +23,7 @@ func checkProperties(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quara
 	for _, c := range claims {
 		checkClaim(t, pools, c, results[c.Owner], quarantined)
 	}
-	checkTenants(t, claims, results)
+	checkTenants(t, pools, claims, results)
 
 	shuffled, shuffledPools := slices.Clone(claims), slices.Clone(pools)
 	slices.Reverse(shuffled)
@@ -48,7 +48,7 @@ func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantin
 	}
 	next := slices.Clone(claims)
 	for i, c := range next {
-		next[i].Held = results[c.Owner].Addresses
+		next[i].Held, next[i].HeldPorts = results[c.Owner].Addresses, served(c, results[c.Owner])
 		for _, a := range c.Held {
 			if !slices.Contains(next[i].Held, a) {
 				freed[a] = ipam.Quarantine{Since: c.Time}
@@ -56,6 +56,7 @@ func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantin
 		}
 	}
 	again := ipam.Assign(pools, next, freed)
+	checkTenants(t, pools, next, again)
 	for _, c := range next {
 		before, after := results[c.Owner], again[c.Owner]
 		if !slices.Equal(before.Addresses, after.Addresses) || before.Pool != after.Pool || (before.Refusal == nil) != (after.Refusal == nil) {
@@ -117,21 +118,44 @@ func subsequence[T comparable](part, whole []T) bool {
 	return len(part) == 0
 }
 
+// served returns the ports that a claim has.
+func served(c ipam.Claim, r ipam.Result) []ipam.PortKey {
+	ports := []ipam.PortKey{}
+	for _, p := range c.Ports {
+		if !slices.ContainsFunc(r.Clashes, func(x ipam.Clash) bool { return x.Port == p }) {
+			ports = append(ports, p)
+		}
+	}
+	return ports
+}
+
 // checkTenants shows that no address, or no port of a shared one, is given twice.
-func checkTenants(t *testing.T, claims []ipam.Claim, results map[string]ipam.Result) {
+func checkTenants(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, results map[string]ipam.Result) {
 	t.Helper()
 	type frontend struct {
 		addr netip.Addr
 		port ipam.PortKey
 	}
+	common := func(a netip.Addr) bool {
+		return slices.ContainsFunc(pools, func(p ipam.Pool) bool {
+			return p.Shared && slices.ContainsFunc(p.Ranges, func(r ipam.Range) bool { return r.Contains(a) })
+		})
+	}
 	keys, owners, ports := map[netip.Addr]string{}, map[netip.Addr]string{}, map[frontend]string{}
+	together := map[netip.Addr]bool{} // all who have it held it before
 	for _, c := range claims {
 		for _, a := range results[c.Owner].Addresses {
-			if owner, taken := owners[a]; taken && (c.SharingKey == "" || keys[a] != c.SharingKey) {
+			before := slices.Contains(c.Held, a) && c.HeldPorts != nil && c.SharingKey == ""
+			if owner, taken := owners[a]; taken && !common(a) && (c.SharingKey == "" || keys[a] != c.SharingKey) && (!before || !together[a]) {
 				t.Errorf("%s is given to %s and %s, which do not share", a, owner, c.Owner)
 			}
+			_, taken := owners[a]
+			together[a] = before && (!taken || together[a])
 			owners[a], keys[a] = c.Owner, c.SharingKey
 			for _, p := range c.Ports {
+				if slices.ContainsFunc(results[c.Owner].Clashes, func(x ipam.Clash) bool { return x.Address == a && x.Port == p }) {
+					continue
+				}
 				if owner, taken := ports[frontend{a, p}]; taken && owner != c.Owner {
 					t.Errorf("%s %v is given to %s and %s", a, p, owner, c.Owner)
 				}
@@ -144,7 +168,7 @@ func checkTenants(t *testing.T, claims []ipam.Claim, results map[string]ipam.Res
 func pick[T any](r *rand.Rand, values ...T) T { return values[r.IntN(len(values))] }
 
 func randomAddr(r *rand.Rand) netip.Addr {
-	return pick(r, addrs("192.0.2.1", "192.0.2.2", "192.0.2.3", "198.51.100.1", "198.51.100.2", "203.0.113.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "2001:db8:3::1", "fd00::1")...)
+	return pick(r, addrs("192.0.2.1", "192.0.2.2", "192.0.2.3", "198.51.100.1", "198.51.100.2", "198.51.100.9", "2001:db8:9::1", "203.0.113.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "2001:db8:3::1", "fd00::1")...)
 }
 
 func randomClaims(r *rand.Rand) []ipam.Claim {
@@ -153,8 +177,8 @@ func randomClaims(r *rand.Rand) []ipam.Claim {
 		c := ipam.Claim{
 			Owner: fmt.Sprintf("u%d", i), Name: fmt.Sprintf("default/%d", i), Time: start.Add(time.Duration(r.IntN(3)) * time.Second),
 			Families:   pick(r, []lb.Family{lb.IPv4}, []lb.Family{lb.IPv4}, []lb.Family{lb.IPv6}, []lb.Family{lb.IPv4, lb.IPv6}, []lb.Family{lb.IPv6, lb.IPv4}),
-			RequireAll: r.IntN(2) == 0, Pool: pick(r, "", "", "", "main", "named", "gone"),
-			EligiblePools: pick(r, []string{"main", "other"}, []string{"main"}, []string{"main", "named", "other"}, nil),
+			RequireAll: r.IntN(2) == 0, Pool: pick(r, "", "", "", "main", "named", "common", "common", "gone"),
+			EligiblePools: pick(r, []string{"main", "other"}, []string{"main"}, []string{"main", "named", "other", "common"}, []string{"common"}, nil),
 			SharingKey:    pick(r, "", "", "k", "k", "l"),
 		}
 		for range r.IntN(3) {
@@ -162,6 +186,9 @@ func randomClaims(r *rand.Rand) []ipam.Claim {
 		}
 		if r.IntN(3) == 0 {
 			c.Requested = append(c.Requested, randomAddr(r))
+		}
+		if r.IntN(2) == 0 {
+			c.HeldPorts = slices.Clone(c.Ports[:r.IntN(len(c.Ports)+1)])
 		}
 		for range r.IntN(3) {
 			c.Held = append(c.Held, randomAddr(r))

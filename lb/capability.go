@@ -105,9 +105,8 @@ type Shortfall struct {
 	Problems []Problem
 }
 
-// Shortfall returns what an edge that is capable of have cannot serve. Client and
-// edge decide with it alike: a load balancer goes to an edge that can serve any of
-// it, and the edge leaves out the rest, so that both number listeners alike.
+// Shortfall returns what an edge that is capable of have cannot serve. Clients send
+// what an edge can serve; an edge that gets more leaves out the rest.
 func (l LoadBalancer) Shortfall(have []Capability) Shortfall {
 	var s Shortfall
 	for _, n := range l.needsOfWhole() {

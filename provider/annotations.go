@@ -34,7 +34,7 @@ const (
 	// cannot have them stays without, and its Conditions say why.
 	//
 	// Type: list of addresses, separated by commas.
-	// Accepts: at most one IPv4 and one IPv6 address, each of a pool that admits the Service.
+	// Accepts: at most one IPv4 and one IPv6 address, each of a pool that admits the Service. An address of a family that a single-stack Service is not of needs edges that can do family-translation.
 	// Default: what spec.loadBalancerIP asks for, else free addresses of a pool.
 	// Example: 192.0.2.140,2001:db8:1::8c.
 	AnnotationAddresses Annotation = Prefix + "addresses"
@@ -46,7 +46,7 @@ const (
 	// Accepts: 1 to 253 bytes.
 	// Default: the address is not shared.
 	// Example: dns.
-	// Needs: a different protocol or port for each of the Services.
+	// Needs: a different protocol or port for each of the Services; nothing else of them must fit together, externalTrafficPolicy included. Across namespaces only an AddressPool with sharing Always shares.
 	AnnotationSharingKey Annotation = Prefix + "sharing-key"
 
 	// AnnotationProxyProtocol announces the client's address to the application
@@ -58,33 +58,35 @@ const (
 	// Default: off.
 	// Example: v2.
 	// Example: http=v2,8443=v1.
-	// Needs: an application that expects the header from the edges' addresses. Any other takes it for rubbish.
+	// Needs: TCP ports: over UDP it is not spoken. An application that expects the header from the edges' addresses; any other takes it for rubbish.
 	AnnotationProxyProtocol Annotation = Prefix + "proxy-protocol"
 
 	// AnnotationHealthCheckProtocol says how nodes are checked.
 	//
 	// Type: word.
-	// Accepts: tcp, http or https.
+	// Accepts: tcp, http, https, grpc or none.
 	// Default: http, the health check of kube-proxy.
 	// Example: tcp.
-	// Needs: health-check-port for tcp on a Service without TCP ports.
+	// Needs: health-check-port for tcp and grpc on a Service without TCP ports. With none no node is asked, and nothing else may be said about the check.
 	// Costs: a check of its own, instead of the one that Services share: one more probe per node and interval from each edge.
 	AnnotationHealthCheckProtocol Annotation = Prefix + "health-check-protocol"
 
 	// AnnotationHealthCheckPort says on which port of the nodes they are checked.
 	//
-	// Type: port number.
-	// Accepts: from 1 to 65535.
-	// Default: 10256, or healthCheckNodePort with externalTrafficPolicy Local; the first TCP node port of the Service for protocol tcp.
+	// Type: port number, or traffic-port.
+	// Accepts: from 1 to 65535, or traffic-port for the node port of the Service's first TCP port; not with protocol none.
+	// Default: 10256, or healthCheckNodePort with externalTrafficPolicy Local; traffic-port for protocols tcp and grpc.
 	// Example: 30100.
-	// Costs: a check of its own, as health-check-protocol.
+	// Example: traffic-port.
+	// Costs: a check of its own, as health-check-protocol. With externalTrafficPolicy Local, a node whose last endpoint goes is known by failed probes only, where kube-proxy would have told at once.
 	AnnotationHealthCheckPort Annotation = Prefix + "health-check-port"
 
-	// AnnotationHealthCheckPath is the request target of protocols http and https.
+	// AnnotationHealthCheckPath is the request target of protocols http and https,
+	// and the name of the gRPC service that protocol grpc asks for.
 	//
-	// Type: path.
-	// Accepts: what begins with "/"; not with protocol tcp.
-	// Default: /healthz.
+	// Type: path, or name of a gRPC service.
+	// Accepts: what begins with "/", or for grpc any name; not with protocols tcp and none.
+	// Default: /healthz, and for grpc the server as a whole.
 	// Example: /ready.
 	// Costs: a check of its own, as health-check-protocol.
 	AnnotationHealthCheckPath Annotation = Prefix + "health-check-path"
@@ -93,7 +95,7 @@ const (
 	// next.
 	//
 	// Type: duration.
-	// Accepts: from 100ms to 10m, and no shorter than the timeout.
+	// Accepts: from 100ms to 10m, and no shorter than the timeout; not with protocol none.
 	// Default: 1s.
 	// Example: 5s.
 	// Costs: a check of its own, as health-check-protocol. A longer interval finds a dead node later, a shorter one takes more of the edge's probesPerSecond.
@@ -102,7 +104,7 @@ const (
 	// AnnotationHealthCheckTimeout is how long the answer to a probe may take.
 	//
 	// Type: duration.
-	// Accepts: from 10ms to 30s, and no longer than the interval.
+	// Accepts: from 10ms to 30s, and no longer than the interval; not with protocol none.
 	// Default: 500ms.
 	// Example: 250ms.
 	// Costs: a check of its own, as health-check-protocol.
@@ -112,7 +114,7 @@ const (
 	// fail in a row before a node gets no new connections.
 	//
 	// Type: number.
-	// Accepts: from 1 to 100.
+	// Accepts: from 1 to 100; not with protocol none.
 	// Default: 3.
 	// Example: 5.
 	// Costs: a check of its own, as health-check-protocol.
@@ -122,7 +124,7 @@ const (
 	// succeed in a row before a node gets new connections again.
 	//
 	// Type: number.
-	// Accepts: from 1 to 100.
+	// Accepts: from 1 to 100; not with protocol none.
 	// Default: 2.
 	// Example: 1.
 	// Costs: a check of its own, as health-check-protocol.
@@ -136,14 +138,27 @@ const (
 	// Example: role=web,zone in (a,b).
 	AnnotationNodeSelector Annotation = Prefix + "node-selector"
 
-	// AnnotationAlgorithm chooses the node of a new connection.
+	// AnnotationAlgorithm chooses the node of a new connection. All of them honour
+	// the weights of nodes, and with sessionAffinity ClientIP they choose for clients
+	// that are new.
 	//
 	// Type: word.
-	// Accepts: round-robin or least-connections.
+	// Accepts: round-robin, least-connections, random-two-choices or source-hash.
 	// Default: round-robin.
 	// Example: least-connections.
 	// Needs: an edge that can do it: see status.capabilities of the Edge.
 	AnnotationAlgorithm Annotation = Prefix + "algorithm"
+
+	// AnnotationConnectTimeout is how long one attempt to connect to a node may
+	// take before another node is tried.
+	//
+	// Type: duration.
+	// Accepts: from 10ms to 30s.
+	// Default: the edge's own, 500ms.
+	// Example: 2s.
+	// Needs: a TCP port, and an edge that can do it: see status.capabilities of the Edge.
+	// Costs: a client waits longer for the second node when the first is silent.
+	AnnotationConnectTimeout Annotation = Prefix + "connect-timeout"
 
 	// AnnotationIdleTimeout ends a TCP connection on which nothing moved for so
 	// long.
@@ -152,6 +167,7 @@ const (
 	// Accepts: from 10ms to 168h.
 	// Default: 1h.
 	// Example: 10m.
+	// Needs: a TCP port.
 	AnnotationIdleTimeout Annotation = Prefix + "idle-timeout"
 
 	// AnnotationUDPIdleTimeout ends a UDP session on which nothing moved for so
@@ -161,6 +177,7 @@ const (
 	// Accepts: from 10ms to 168h.
 	// Default: 30s.
 	// Example: 2m.
+	// Needs: a UDP port.
 	// Costs: a longer one keeps more sessions at once, of which an edge has a limit for each address and port.
 	AnnotationUDPIdleTimeout Annotation = Prefix + "udp-idle-timeout"
 
@@ -222,7 +239,7 @@ var (
 		AnnotationHealthCheckProtocol, AnnotationHealthCheckPort, AnnotationHealthCheckPath,
 		AnnotationHealthCheckInterval, AnnotationHealthCheckTimeout,
 		AnnotationHealthCheckUnhealthyThreshold, AnnotationHealthCheckHealthyThreshold,
-		AnnotationNodeSelector, AnnotationAlgorithm, AnnotationIdleTimeout, AnnotationUDPIdleTimeout,
+		AnnotationNodeSelector, AnnotationAlgorithm, AnnotationConnectTimeout, AnnotationIdleTimeout, AnnotationUDPIdleTimeout,
 		AnnotationDrainTimeout, AnnotationMaxConnections, AnnotationOnUnhealthy,
 	}
 	recordedAnnotations = []Annotation{AnnotationAssignedAddresses, AnnotationAssignedAt}
@@ -247,13 +264,16 @@ type Wishes struct {
 	// ones by name or number.
 	Proxy      lb.ProxyProtocol
 	ProxyPorts map[string]lb.ProxyProtocol
-	// Check overrides parts of the health check, and CheckPort its port.
-	Check     healthcheck.Spec
-	CheckPort uint16
+	// Check overrides parts of the health check, and CheckPort its port;
+	// CheckTrafficPort stands for the node port of the first TCP port.
+	Check            healthcheck.Spec
+	CheckPort        uint16
+	CheckTrafficPort bool
 	// NodeSelector narrows the nodes; nil is all.
 	NodeSelector labels.Selector
 	// Algorithm, timeouts, limit and OnUnhealthy are as in [lb.LoadBalancer].
 	Algorithm      lb.Algorithm
+	ConnectTimeout healthcheck.Duration
 	IdleTimeout    healthcheck.Duration
 	UDPIdleTimeout healthcheck.Duration
 	DrainTimeout   healthcheck.Duration

@@ -173,6 +173,13 @@ func (s *Snapshot) Explain(namespace, name string) (report.Explanation, error) {
 			})
 		}
 	}
+	if a.built != nil {
+		e.Listeners = listenersOf(a.built.Listeners)
+		e.Limits = append(e.Limits, familiesLimit(svc, a))
+	}
+	for _, what := range a.of.Remarks {
+		e.Findings = append(e.Findings, report.Finding{Level: report.Notice, Where: "Service", What: what})
+	}
 	v.explainPath(a, &e)
 	report.Sort(e.Findings)
 	return e, nil
@@ -232,7 +239,7 @@ func (v *view) explainPath(a aspect, e *report.Explanation) {
 		}
 	}
 	for _, node := range sortedNames(a.members) {
-		m := report.Member{Node: string(node), Draining: v.nodes.Nodes[node].Draining, Health: map[string]report.Health{}}
+		m := report.Member{Node: string(node), Draining: v.nodes.Nodes[node].Draining, Weight: v.nodes.Nodes[node].Weight, Health: map[string]report.Health{}}
 		for _, addr := range v.nodes.Nodes[node].Addresses {
 			m.Addresses = append(m.Addresses, addr.String())
 		}

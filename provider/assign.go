@@ -44,6 +44,9 @@ func (r *round) assign() {
 
 // grant asks for the addresses of all Services at once.
 func (r *round) grant() {
+	for _, s := range r.subjects {
+		r.findFamilies(s)
+	}
 	if r.sameClaims() {
 		for _, s := range r.subjects {
 			s.grant = r.granted.grants[s.uid]
@@ -88,24 +91,30 @@ type granted struct {
 
 // claimed is one claim that took part in an assignment.
 type claimed struct {
-	svc  *v1.Service
-	path Path
-	held []netip.Addr
+	svc          *v1.Service
+	path         Path
+	held         []netip.Addr
+	families     []lb.Family
+	untranslated string
+	ports        []ipam.PortKey
 }
 
 // sameClaims says whether an assignment would have the same result as the last
 // one, and notes what it is made from if not.
 func (r *round) sameClaims() bool {
+	r.findHeldPorts()
 	claims := make([]claimed, len(r.subjects))
 	for i, s := range r.subjects {
-		claims[i] = claimed{s.svc, s.path, s.held}
+		claims[i] = claimed{s.svc, s.path, s.held, s.families, s.untranslated, s.heldPorts}
 	}
 	last := r.granted
 	r.granted = granted{pools: r.Pools, namespaces: r.Namespaces, claims: claims, grants: make(map[lb.UID]grant, len(claims))}
 	if last.grants == nil || len(r.quarantine.addrs) > 0 || len(r.quarantine.truncated) > 0 || last.quarantined ||
 		!slices.Equal(last.pools, r.Pools) || !maps.EqualFunc(last.namespaces, r.Namespaces, labels.Equals) ||
 		!slices.EqualFunc(last.claims, claims, func(a, b claimed) bool {
-			return a.svc == b.svc && a.path == b.path && slices.Equal(a.held, b.held)
+			return a.svc == b.svc && a.path == b.path && slices.Equal(a.held, b.held) &&
+				slices.Equal(a.families, b.families) && a.untranslated == b.untranslated &&
+				(a.ports == nil) == (b.ports == nil) && slices.Equal(a.ports, b.ports)
 		}) {
 		r.granted.quarantined = len(r.quarantine.addrs)+len(r.quarantine.truncated) > 0
 		return false
@@ -129,13 +138,12 @@ func (r *round) claimOf(s *subject, eligible map[string][]string) ipam.Claim {
 	t := s.translation
 	c := ipam.Claim{
 		Owner: string(s.uid), Name: t.LoadBalancer.Name, Time: s.svc.CreationTimestamp.Time,
-		Families: t.Families, Held: s.held, EligiblePools: r.eligible(s, eligible),
+		Families: s.families, Held: s.held, HeldPorts: s.heldPorts, EligiblePools: r.eligible(s, eligible),
 	}
-	if t.Wishes.SharingKey != "" {
-		c.SharingKey = s.svc.Namespace + "/" + t.Wishes.SharingKey
-	}
-	for _, l := range t.LoadBalancer.Listeners {
-		c.Ports = append(c.Ports, ipam.PortKey{Protocol: l.Protocol, Port: l.Port})
+	c.SharingKey = sharingKey(s)
+	c.Ports = portKeys(t.LoadBalancer.Listeners)
+	if len(t.Refusals) > 0 && s.good != nil {
+		c.Ports = portKeys(s.good.LoadBalancer.Listeners) // with which it goes on
 	}
 	if !s.unclear() && s.path != foreigns {
 		c.Requested, c.Pool, c.RequireAll = t.Wishes.Addresses, t.Wishes.Pool, !t.OneFamilySuffices
@@ -161,15 +169,18 @@ func (r *round) eligible(s *subject, known map[string][]string) []string {
 
 // grantOf reads the result of the assignment.
 func grantOf(s *subject, result ipam.Result) grant {
-	g := grant{addrs: result.Addresses}
+	g := grant{addrs: result.Addresses, unserved: clashing(result.Clashes)}
 	t := s.translation
 	switch {
 	case t.Wishes.AddressesUnclear:
-		g.reason, g.message = ReasonInvalidAnnotation, sentences(about(t.Complaints, string(AnnotationAddresses), loadBalancerIPField))
+		g.reason, g.message = ReasonInvalidAnnotation, sentences(about(t.Complaints, true, string(AnnotationAddresses), loadBalancerIPField))
 	case len(t.Refusals) > 0:
-		g.reason, g.message = ReasonNotServable, sentences(t.Refusals)
+		g.reason, g.message = ReasonNotServable, sentences(t.Refusals, t.Complaints)
 	case result.Refusal != nil:
 		g.reason, g.message = string(result.Refusal.Reason), result.Refusal.Detail
+		if result.Refusal.Reason == ipam.WrongFamily {
+			g.message += otherFamily(s.untranslated)
+		}
 	case len(result.Orphaned) > 0:
 		g.reason = ReasonPoolGone
 		g.message = fmt.Sprintf("no AddressPool has %s any more, so that no edge serves it: restore the pool, or name another one in the annotation %s",
@@ -184,9 +195,9 @@ func grantOf(s *subject, result ipam.Result) grant {
 	return g
 }
 
-// about returns the complaints about some fields.
-func about(complaints []Complaint, fields ...string) []Complaint {
-	return slices.DeleteFunc(slices.Clone(complaints), func(c Complaint) bool { return !slices.Contains(fields, c.Field) })
+// about returns the complaints about some fields, or those about all others.
+func about(complaints []Complaint, these bool, fields ...string) []Complaint {
+	return slices.DeleteFunc(slices.Clone(complaints), func(c Complaint) bool { return slices.Contains(fields, c.Field) != these })
 }
 
 // admits says whether the selectors of a pool match the Service.

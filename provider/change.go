@@ -164,6 +164,7 @@ func (v *view) filled(c *change, svc *v1.Service) *v1.Service {
 	if svc.Spec.ExternalTrafficPolicy == "" {
 		svc.Spec.ExternalTrafficPolicy = v1.ServiceExternalTrafficPolicyCluster
 	}
+	c.refused(svc)
 	c.fillPorts(svc, live)
 	c.fillFamilies(svc, live)
 	return svc
@@ -186,6 +187,26 @@ func (c *change) immutable(svc, live *v1.Service) {
 	if both && class(svc) != class(live) {
 		c.find(svc, report.Problem, "spec.loadBalancerClass", fmt.Sprintf(
 			"is %q now and cannot become %q while the type stays LoadBalancer: the API server would refuse it; delete the Service and create it anew, or change its type in between", class(live), class(svc)))
+	}
+	first := func(s *v1.Service) v1.IPFamily {
+		if len(s.Spec.IPFamilies) == 0 {
+			return ""
+		}
+		return s.Spec.IPFamilies[0]
+	}
+	if is, was := first(svc), first(live); is != "" && was != "" && is != was {
+		c.find(svc, report.Problem, "spec.ipFamilies[0]", fmt.Sprintf(
+			"is %s now and cannot become %s: the API server would refuse it; delete the Service and create it anew, or add the other family behind it", was, is))
+	}
+}
+
+// refused finds what the API server would refuse of the Service by itself.
+func (c *change) refused(svc *v1.Service) {
+	if svc.Spec.Type == v1.ServiceTypeLoadBalancer && svc.Spec.ClusterIP == v1.ClusterIPNone {
+		c.find(svc, report.Problem, "spec.clusterIP", "None: a Service of type LoadBalancer cannot be headless: the API server would refuse it; leave it out")
+	}
+	if svc.Spec.LoadBalancerClass != nil && svc.Spec.Type != v1.ServiceTypeLoadBalancer {
+		c.find(svc, report.Problem, "spec.loadBalancerClass", fmt.Sprintf("is only for Services of type LoadBalancer, and this one is of type %s: the API server would refuse it", svc.Spec.Type))
 	}
 }
 

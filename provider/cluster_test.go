@@ -153,6 +153,10 @@ func applyPatch(before runtime.Object, p kubetesting.PatchAction) (runtime.Objec
 	switch o := after.(type) {
 	case *v1.Service:
 		*o = v1.Service{}
+	case *v1alpha1.AddressPool:
+		*o = v1alpha1.AddressPool{}
+	case *v1alpha1.Edge:
+		*o = v1alpha1.Edge{}
 	}
 	return after, json.Unmarshal(data, after)
 }

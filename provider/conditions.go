@@ -3,13 +3,12 @@ package provider
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
-	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -44,6 +43,7 @@ const (
 	ReasonNotServable        = "NotServable"
 	ReasonProgrammed         = "Programmed"
 	ReasonAnnotationsIgnored = "AnnotationsIgnored"
+	ReasonPortsNotServed     = "PortsNotServed"
 	ReasonDegraded           = "Degraded"
 	ReasonPending            = "Pending"
 	ReasonNoAddress          = "NoAddress"
@@ -62,6 +62,16 @@ const (
 	ReasonFewHealthy         = "FewHealthy"
 	ReasonNotMeasured        = "NotMeasured"
 )
+
+// The reasons of what is said of nodes.
+const (
+	ReasonNoUsableAddress = "NoUsableAddress"
+	ReasonNodeAnnotation  = "InvalidNodeValue"
+)
+
+// ReasonAnnotationRestored is of the Event that tells that somebody has changed what
+// we alone write.
+const ReasonAnnotationRestored = "AnnotationRestored"
 
 // maxMessage bounds the message of a condition, in bytes.
 const maxMessage = 1024
@@ -100,10 +110,15 @@ type standing struct {
 	// known says that the edge has told about the newest version of the load
 	// balancer.
 	known   bool
-	applied bool
+	applied bool // or part of it
 	// unsupported says that the edge cannot do what the load balancer needs.
 	unsupported bool
 	problems    []lb.Problem
+	// listeners are those of the problems that are about one listener, by its place
+	// in the load balancer.
+	listeners map[int]lb.Problem
+	// without are addresses that the edge does not serve.
+	without []netip.Addr
 }
 
 // standingOf reads from an edge's state how a load balancer stands there, whose
@@ -116,7 +131,34 @@ func standingOf(name string, st EdgeState, uid lb.UID, since uint64) standing {
 	if !ok || st.Status.Revision < since {
 		return standing{edge: name}
 	}
-	return standing{edge: name, known: true, applied: s.Applied, problems: s.Problems}
+	out := standing{edge: name, known: true, applied: s.Applied || s.Partial, problems: s.Problems}
+	cut, trimmed := st.Trimmed[uid]
+	for _, p := range s.Problems {
+		if i, about := listenerOf(p); about {
+			if trimmed && i < len(cut.Kept) {
+				i = cut.Kept[i]
+			}
+			out.note(i, p)
+		}
+	}
+	if trimmed {
+		out.problems = slices.Clone(out.problems)
+		for _, i := range slices.Sorted(maps.Keys(cut.Problems)) {
+			out.problems = append(out.problems, cut.Problems[i])
+			out.note(i, cut.Problems[i])
+		}
+		if out.without = cut.Addresses; len(out.without) > 0 {
+			out.problems = append(out.problems, cut.Untranslated)
+		}
+	}
+	return out
+}
+
+func (st *standing) note(listener int, p lb.Problem) {
+	if st.listeners == nil {
+		st.listeners = map[int]lb.Problem{}
+	}
+	st.listeners[listener] = p
 }
 
 // programmed sums up how a load balancer stands on all edges of its pools. It
@@ -126,11 +168,13 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 	const t = ConditionProgrammed
 	switch {
 	case len(s.translation.Refusals) > 0:
-		message := sentences(s.translation.Refusals)
+		message := sentences(s.translation.Refusals, s.translation.Complaints)
 		if s.kept {
 			message += "; edges go on with what it asked for before"
 		}
 		return no(t, ReasonNotServable, message), true
+	case len(s.served) > 0 && s.built == nil && len(s.unserved()) > 0:
+		return no(t, ReasonPortsNotServed, joinBounded(s.unservedTexts())), true
 	case len(s.served) == 0:
 		return no(t, ReasonNoAddress, "the Service has no address"), true
 	case len(standings) == 0 && len(s.former) > 0:
@@ -157,17 +201,21 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 			trouble = append(trouble, fmt.Sprintf("edge %q: %s", st.edge, problemText(p)))
 		}
 	}
-	message := strings.Join(slices.Compact(trouble), "; ")
-	complaints := sentences(s.translation.Complaints)
+	trouble = slices.Compact(trouble)
+	partly := s.unservedTexts()
+	complaints := texts(s.translation.Complaints)
+	message := joinBounded(partly, trouble, complaints)
 	switch {
 	case known == 0:
 		return condition{}, false
-	case applied > 0 && message != "":
+	case applied > 0 && len(trouble) > 0:
 		return yes(t, ReasonDegraded, message), true
-	case applied > 0 && complaints != "":
-		return yes(t, ReasonAnnotationsIgnored, complaints), true
+	case applied > 0 && len(partly) > 0:
+		return yes(t, ReasonPortsNotServed, message), true
+	case applied > 0 && len(complaints) > 0:
+		return yes(t, ReasonAnnotationsIgnored, message), true
 	case applied > 0:
-		return yes(t, ReasonProgrammed, "edges serve "+formatAddresses(s.served)), true
+		return yes(t, ReasonProgrammed, joinBounded([]string{"edges serve " + formatAddresses(s.served)}, s.translation.Remarks)), true
 	case unsupported == known:
 		return no(t, ReasonUnsupported, message), true
 	}
@@ -201,12 +249,35 @@ func problemText(p lb.Problem) string {
 }
 
 // sentences joins complaints.
-func sentences(complaints []Complaint) string {
-	texts := make([]string, len(complaints))
+func sentences(complaints ...[]Complaint) string {
+	return joinBounded(texts(slices.Concat(complaints...)))
+}
+
+func texts(complaints []Complaint) []string {
+	out := make([]string, len(complaints))
 	for i, c := range complaints {
-		texts[i] = c.String()
+		out[i] = c.String()
 	}
-	return strings.Join(texts, "; ")
+	return out
+}
+
+// joinBounded joins sentences, and says how many there are more when they are
+// longer than a condition may be.
+func joinBounded(lists ...[]string) string {
+	const reserve = len("; and 9999 more")
+	all := slices.Concat(lists...)
+	var b strings.Builder
+	for i, text := range all {
+		if i > 0 && b.Len()+len("; ")+len(text)+reserve > maxMessage {
+			fmt.Fprintf(&b, "; and %d more", len(all)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(text)
+	}
+	return b.String()
 }
 
 // healthy says whether enough of the members can serve. The text names no node
@@ -221,6 +292,8 @@ func healthy(s *subject, members int, v vote) (condition, bool) {
 		return no(t, ReasonNoNodes, "there is no node that may take traffic of the Service"), true
 	case members == 0:
 		return no(t, ReasonNoNodes, "no endpoint of the Service is on a node that may take its traffic: connections are refused"), true
+	case s.homeless:
+		return no(t, ReasonNoNodes, fmt.Sprintf("no node has an address of the family %s, in which alone the node ports of the Service are open: give nodes one, or change spec.ipFamilies", s.good.Families[0])), true
 	case 2*v.up >= members && s.good.LoadBalancer.HealthCheck.Protocol == healthcheck.None:
 		return yes(t, ReasonNotChecked, "the nodes are not checked, as the Service asks, and count as up"), true
 	case 2*v.up >= members && v.up == v.substituted:
@@ -273,15 +346,4 @@ func countVotes[M ~map[lb.NodeName]lb.Member](members M, check lb.CheckID, state
 // reachable says that nobody has measured yet.
 func reachable() condition {
 	return unknown(ConditionReachable, ReasonNotMeasured, "nobody outside the edges has tried the addresses")
-}
-
-// ingressOf returns the addresses as the Service's status says them. Edges
-// terminate connections, so that inside the cluster, too, the addresses must be
-// reached through them.
-func ingressOf(addrs []netip.Addr) []v1.LoadBalancerIngress {
-	var ingress []v1.LoadBalancerIngress
-	for _, a := range addrs {
-		ingress = append(ingress, v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(v1.LoadBalancerIPModeProxy)})
-	}
-	return ingress
 }

@@ -188,6 +188,9 @@ func (b *built) only(places []int, before *built) *built {
 		part.Addresses = append(part.Addresses, b.Addresses[i])
 		part.pools = append(part.pools, b.pools[i])
 	}
+	if !needsTranslation(part.MemberFamilies, part.Addresses) {
+		part.MemberFamilies = nil // it would need an edge that can do it
+	}
 	if before.sameAs(part) {
 		return before
 	}

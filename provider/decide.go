@@ -2,6 +2,7 @@ package provider
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -38,6 +39,8 @@ type Note struct {
 	// Object is the Service or node, Address its address if it is about one.
 	Object  string
 	Address netip.Addr
+	// Event, unless nil, is to be made on the node that Object names.
+	Event *Event
 }
 
 // decider makes decisions, remembering what no object in the cluster can tell:
@@ -56,7 +59,7 @@ type decider struct {
 	messages     map[lb.UID]words
 	statuses     map[Target]words
 	changes      map[lb.UID]time.Time // when a Service changed that no edge has confirmed
-	unusable     map[lb.NodeName]string
+	saidOfNodes  map[lb.NodeName]string
 	faces        map[lb.UID]described
 	granted      granted
 }
@@ -127,7 +130,7 @@ type round struct {
 }
 
 func (r *round) note(what, object string, a netip.Addr) {
-	r.notes = append(r.notes, Note{what, object, a})
+	r.notes = append(r.notes, Note{What: what, Object: object, Address: a})
 }
 
 // wakeIn asks for another round after some time.
@@ -142,7 +145,7 @@ func (d *decider) decide(w World) Decision {
 	w.Settings = w.Settings.WithDefaults()
 	r := &round{
 		decider: d, World: w,
-		nodes:   ReadNodes(w.Nodes, w.Settings.NodeAddressTypes),
+		nodes:   ReadNodes(w.Nodes, w.Settings),
 		members: map[lb.PoolName]lb.Pool{},
 		votes:   map[voteKey]vote{},
 		writes:  map[Target]Write{},
@@ -151,7 +154,7 @@ func (d *decider) decide(w World) Decision {
 	r.sortEdges()
 	r.serving, r.drained = edgeSets(r.pools, r.live)
 	r.quarantine.load(w.Pools)
-	r.noteUnusable()
+	r.noteNodes()
 	r.sortServices()
 	r.vouch()
 	r.findStrangers()
@@ -262,16 +265,19 @@ func appendNew(addrs []netip.Addr, more ...netip.Addr) []netip.Addr {
 // build makes the load balancers of all Services that can be served.
 func (r *round) build() {
 	builds := make(map[lb.UID]*built, len(r.subjects))
+	nodeFamilies := r.nodes.families()
 	for _, s := range r.subjects {
 		s.served = r.servedAddresses(s)
 		if len(s.served) > 0 && len(s.translation.Refusals) > 0 {
-			s.kept = s.good != nil || r.heldAnywhere(s.uid)
+			s.kept = r.heldAnywhere(s.uid)
 		}
 		if len(s.served) == 0 || s.good == nil {
 			continue
 		}
 		b := &built{LoadBalancer: s.good.LoadBalancer, of: s.good}
 		b.Addresses, b.ClaimTime = s.served, s.at
+		b.Listeners = withoutUnserved(b.Listeners, s.grant.unserved)
+		b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
 		for _, a := range s.served {
 			name := ""
 			if p := poolOf(r.pools, a); p != nil {
@@ -281,6 +287,10 @@ func (r *round) build() {
 		}
 		b.Pool = r.poolFor(s)
 		b.Members = r.membersOf(s, b.Pool)
+		s.homeless = len(nodeFamilies) > 0 && !slices.ContainsFunc(s.good.Families, func(f lb.Family) bool { return nodeFamilies[f] })
+		if len(b.Listeners) == 0 {
+			continue // others have all of its ports
+		}
 		if before := r.builds[s.uid]; before.sameAs(b) {
 			b = before
 		}
@@ -289,8 +299,13 @@ func (r *round) build() {
 	r.builds = builds
 }
 
-// heldAnywhere says whether an edge holds the load balancer.
+// heldAnywhere says whether an edge holds the load balancer, or was told of it.
 func (r *round) heldAnywhere(uid lb.UID) bool {
+	for _, m := range r.edges {
+		if m.builds[uid] != nil {
+			return true
+		}
+	}
 	for _, st := range r.Fleet {
 		if _, ok := st.Holds.LoadBalancers[uid]; ok {
 			return true
@@ -351,14 +366,24 @@ func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Membe
 	return members
 }
 
-// noteUnusable notes nodes that cannot take traffic, once.
-func (r *round) noteUnusable() {
+// noteNodes tells of nodes that cannot take traffic, and of what cannot be honoured
+// of others, once.
+func (r *round) noteNodes() {
+	said := make(map[lb.NodeName]string, len(r.nodes.Unusable)+len(r.nodes.Faults))
 	for name, why := range r.nodes.Unusable {
-		if r.unusable[name] != why {
-			r.note("node is left out: it "+why, string(name), netip.Addr{})
+		said[name] = "node is left out: it " + why
+	}
+	maps.Copy(said, r.nodes.Faults)
+	for _, name := range sortedNames(said) {
+		if what := said[name]; r.saidOfNodes[name] != what {
+			reason := ReasonNodeAnnotation
+			if r.nodes.Unusable[name] != "" {
+				reason = ReasonNoUsableAddress
+			}
+			r.notes = append(r.notes, Note{What: what, Object: string(name), Event: &Event{v1.EventTypeWarning, reason, what}})
 		}
 	}
-	r.unusable = r.nodes.Unusable
+	r.saidOfNodes = said
 }
 
 // sortEdges finds out which Edge objects count: those that are not about to be

@@ -78,6 +78,7 @@ func TestDrainCountsLiveEdges(t *testing.T) {
 // TestDrainCountsByAddress has one address of two on one edge alone.
 func TestDrainCountsByAddress(t *testing.T) {
 	s := small(t, func(s *simulation) {
+		s.able = []lb.Capability{lb.CapFamilyTranslation}
 		svc := s.world.Services[0]
 		svc.Spec.IPFamilies = []v1.IPFamily{v1.IPv4Protocol, v1.IPv6Protocol}
 		svc.Spec.IPFamilyPolicy = ptr.To(v1.IPFamilyPolicyRequireDualStack)

@@ -127,13 +127,13 @@ func TestInvalidEditKeepsLastGood(t *testing.T) {
 		c.settle(10 * time.Second)
 		before := edge.Held().LoadBalancers["uid-web"]
 		svc := c.service("web")
-		svc.Spec.Ports = append(svc.Spec.Ports, v1.ServicePort{Name: "more", Protocol: v1.ProtocolTCP, Port: 81})
+		svc.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/33"}
 		c.change(svc)
 		for range 2 {
 			c.settle(10 * time.Second)
 			same(t, "load balancer", edge.Held().LoadBalancers["uid-web"], before)
 			same(t, "programmed", says(c.service("web"), ConditionProgrammed), "False NotServable")
-			if m := conditionOf(c.service("web"), ConditionProgrammed).Message; !strings.Contains(m, "spec.ports[1].nodePort") || !strings.Contains(m, "go on with") {
+			if m := conditionOf(c.service("web"), ConditionProgrammed).Message; !strings.Contains(m, "spec.loadBalancerSourceRanges") || !strings.Contains(m, "go on with") {
 				t.Errorf("message is %q, want the field and that edges go on", m)
 			}
 			same(t, "ingress", told(c.service("web")), "192.0.2.10 Proxy")

@@ -258,6 +258,8 @@ type EdgeState struct {
 	// Withheld are the load balancers that are not sent to the edge because it
 	// cannot do what they need, with the reason.
 	Withheld map[lb.UID]lb.Problem
+	// Trimmed are those of which single listeners are not sent.
+	Trimmed map[lb.UID]Trimmed
 	// RemovalHeld are the removals, as in [lb.RemovalHeldError], that the edge's
 	// guard holds and nobody has confirmed, sorted.
 	RemovalHeld []string

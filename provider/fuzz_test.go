@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -50,26 +51,31 @@ func FuzzReadAnnotations(f *testing.F) {
 }
 
 // FuzzDecide makes random clusters: what edges are told is always valid, each
-// address has one owner, and every Service that is not served says why.
+// address has one owner, every Service that is not served says why, and whatever
+// happens to one Service or node changes nothing of the others.
 func FuzzDecide(f *testing.F) {
 	for seed := range uint64(20) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) {
 		s := newSimulation(t)
-		s.randomise(rand.New(rand.NewPCG(seed, 0)))
+		r := rand.New(rand.NewPCG(seed, 0))
+		s.randomise(r)
 		s.settle()
 		s.check()
+		s.checkUnrelated(r)
 	})
 }
 
 // TestManySeeds is FuzzDecide without the wait for an instrumented build.
 func TestManySeeds(t *testing.T) {
-	for seed := range uint64(2000) {
+	for seed := range uint64(1000) {
 		s := newSimulation(t)
-		s.randomise(rand.New(rand.NewPCG(seed, 1)))
+		r := rand.New(rand.NewPCG(seed, 1))
+		s.randomise(r)
 		s.settle()
 		s.check()
+		s.checkUnrelated(r)
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}
@@ -80,17 +86,14 @@ func TestManySeeds(t *testing.T) {
 func (s *simulation) randomise(r *rand.Rand) {
 	pick := func(choices ...string) string { return choices[r.IntN(len(choices))] }
 	for i := range r.IntN(6) {
-		n := testNode(fmt.Sprintf("n%d", i), pick("10.0.0.1", "10.0.0.2", "fd00::1", "127.0.0.1", "nonsense", "fe80::1", ""))
-		n.Labels = map[string]string{pick("role", v1.LabelNodeExcludeBalancers, v1.LabelTopologyZone): pick("web", "true", "false", "")}
-		if r.IntN(4) == 0 {
-			n.Spec.Taints = []v1.Taint{{Key: toBeDeletedTaint}}
-		}
+		n := randomNode(i, r, pick)
 		s.stamp(n, i)
 		s.world.Nodes = append(s.world.Nodes, n)
 	}
 	for i := range r.IntN(4) {
 		p := testPool(fmt.Sprintf("p%d", i), pick("192.0.2.0/29", "192.0.2.8/29", "2001:db8::/126", "192.0.2.3", "nonsense", "192.0.2.9-192.0.2.1"))
 		p.Spec.AutoAssign = ptr.To(r.IntN(3) > 0)
+		p.Spec.Sharing = v1alpha1.Sharing(pick("", "ByKey", "Always"))
 		if r.IntN(3) == 0 {
 			p.Spec.EdgeSelector = selector("zone", pick("a", "b"))
 		}
@@ -103,9 +106,30 @@ func (s *simulation) randomise(r *rand.Rand) {
 		s.stamp(e, i)
 		s.world.Edges = append(s.world.Edges, e)
 	}
+	s.able = [][]lb.Capability{nil, {lb.CapFamilyTranslation, lb.CapSCTP}, {lb.CapProxyV1, lb.CapSourceHash}}[r.IntN(3)]
 	for i := range r.IntN(12) {
 		s.world.Services = append(s.world.Services, s.randomService(r, i, pick))
 	}
+}
+
+func randomNode(i int, r *rand.Rand, pick func(...string) string) *v1.Node {
+	n := testNode(fmt.Sprintf("n%d", i), pick("10.0.0.1", "10.0.0.2", "fd00::1", "127.0.0.1", "nonsense", "fe80::1", ""))
+	n.Labels = map[string]string{pick("role", v1.LabelNodeExcludeBalancers, v1.LabelTopologyZone, string(WeightKey)): pick("web", "true", "false", "", "7")}
+	if r.IntN(4) == 0 {
+		n.Spec.Taints = []v1.Taint{{Key: pick(leavingTaints...)}}
+	}
+	return n
+}
+
+// randomAnnotation changes something that a Service asks for.
+func randomAnnotation(svc *v1.Service, pick func(...string) string) {
+	var names []string
+	for _, name := range append(Annotations(), AnnotationAssignedAddresses) {
+		names = append(names, string(name))
+	}
+	value := pick("192.0.2.1", "p0", "role=web", "192.0.2.1,2001:db8::1", "2001:db8::2", "a,b", "v1", "v2", "80=v2", "none", "grpc", "tcp",
+		"traffic-port", "/x", "5s", "100ms", "3", "source-hash", "least-connections", "drain", "")
+	annotated(Annotation(pick(names...)), value)(svc)
 }
 
 func (s *simulation) randomService(r *rand.Rand, i int, pick func(...string) string) *v1.Service {
@@ -129,6 +153,9 @@ func (s *simulation) randomService(r *rand.Rand, i int, pick func(...string) str
 	for range r.IntN(3) {
 		name := []Annotation{AnnotationAddresses, AnnotationAddressPool, AnnotationNodeSelector, AnnotationSharingKey, AnnotationAssignedAddresses}[r.IntN(5)]
 		annotated(name, pick("192.0.2.1", "p0", "role=web", "192.0.2.1,2001:db8::1", "a,b"))(svc)
+	}
+	for range r.IntN(3) {
+		randomAnnotation(svc, pick)
 	}
 	if r.IntN(4) == 0 {
 		svc.Status.LoadBalancer.Ingress = []v1.LoadBalancerIngress{{IP: pick("192.0.2.1", "203.0.113.1", "")}}
@@ -165,7 +192,7 @@ func (s *simulation) check() {
 			}
 		}
 		for _, c := range w.Config.Validate() {
-			if !c.Partial && c.LoadBalancer == "" {
+			if !c.Partial {
 				s.t.Errorf("edge %s is told what is not valid: %s", name, c)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,10 +46,18 @@ type simulation struct {
 	events  []string
 	wanted  map[string]Wanted
 	sick    map[lb.NodeName]healthcheck.State
+	// held is what each edge last told, lost are those out of reach, and failing
+	// decides which writes fail, none if it is nil.
+	held    map[string]EdgeState
+	lost    map[string]bool
+	failing *rand.Rand
+	// able is what edges can do besides what every edge can.
+	able []lb.Capability
 }
 
 func newSimulation(t *testing.T) *simulation {
-	s := &simulation{t: t, decider: newDecider(), slices: map[string][]*discoveryv1.EndpointSlice{}, sick: map[lb.NodeName]healthcheck.State{}}
+	s := &simulation{t: t, decider: newDecider(), slices: map[string][]*discoveryv1.EndpointSlice{}, sick: map[lb.NodeName]healthcheck.State{},
+		held: map[string]EdgeState{}, lost: map[string]bool{}}
 	s.world = World{
 		Now: epoch, Controllers: Controllers{Stock: true, Class: true},
 		Namespaces: map[string]labels.Set{"default": {v1.LabelMetadataName: "default"}}, Fleet: map[string]EdgeState{},
@@ -125,13 +134,41 @@ func (s *simulation) round() bool {
 	s.t.Helper()
 	d := s.decider.decide(s.world)
 	s.wanted = d.Wanted
+	for _, n := range d.Notes {
+		if n.Event != nil {
+			s.events = append(s.events, fmt.Sprintf("node %s %s %s: %s", n.Object, n.Event.Type, n.Event.Reason, n.Event.Message))
+		}
+	}
 	for _, t := range slices.SortedFunc(maps.Keys(d.Writes), func(a, b Target) int { return strings.Compare(a.String(), b.String()) }) {
+		if s.failing != nil && s.failing.IntN(2) == 0 {
+			continue
+		}
 		s.write(t, d.Writes[t])
 	}
-	for name, w := range d.Wanted {
-		s.world.Fleet[name] = s.serve(name, w)
-	}
+	s.reach(d.Wanted)
 	return len(d.Writes) > 0
+}
+
+// reach tells edges what is wanted of them. One of which it is not known what it
+// holds is asked for that first, and one that is lost keeps what it has.
+func (s *simulation) reach(wanted map[string]Wanted) {
+	s.t.Helper()
+	fleet := map[string]EdgeState{}
+	for name, w := range wanted {
+		before := s.world.Fleet[name]
+		switch st, known := s.held[name]; {
+		case s.lost[name]:
+			before.Name, before.Connected = name, false
+			fleet[name] = before
+			continue
+		case w.Blind && known:
+			fleet[name] = st
+			continue
+		}
+		fleet[name] = s.serve(name, w)
+		s.held[name] = fleet[name]
+	}
+	s.world.Fleet = fleet
 }
 
 // settle decides until nothing is left to write.
@@ -201,20 +238,25 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 			Cursor: "1", Revision: w.Config.Revision, Durable: true,
 			LoadBalancers: map[lb.UID]lb.LoadBalancerStatus{}, Checks: map[lb.CheckID]map[lb.NodeName]lb.MemberStatus{},
 		},
-		Withheld: map[lb.UID]lb.Problem{},
 	}
+	st.Info.Capabilities = slices.Concat([]lb.Capability{
+		lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin,
+		lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
+	}, s.able)
+	var config lb.Config
+	config, st.Withheld, st.Trimmed = fit(w.Config, st.Info)
+	var kept []string
+	for _, uid := range w.Keep {
+		kept = append(kept, loadBalancerKey+string(uid))
+	}
+	config = keep(config, s.held[name].Holds, kept)
+	st.Holds = config
 	wrong := map[lb.UID][]lb.Problem{}
-	for _, c := range w.Config.Validate() {
+	for _, c := range config.Validate() {
 		wrong[c.LoadBalancer] = append(wrong[c.LoadBalancer], c.Problem)
 	}
-	for uid, l := range w.Config.LoadBalancers {
-		short := l.Shortfall(info.Capabilities)
-		if short.Refused {
-			st.Withheld[uid] = lb.Problem{Type: "unsupported", Detail: fmt.Sprintf("the edge lacks %v", short.Lacking)}
-			continue
-		}
-		problems := append(wrong[uid], short.Problems...)
-		st.Status.LoadBalancers[uid] = lb.LoadBalancerStatus{Applied: len(problems) == 0, Partial: len(wrong[uid]) == 0 && len(problems) > 0, Problems: problems}
+	for uid, l := range config.LoadBalancers {
+		st.Status.LoadBalancers[uid] = lb.LoadBalancerStatus{Applied: len(wrong[uid]) == 0, Problems: wrong[uid]}
 		check := l.HealthCheck.ID()
 		if st.Status.Checks[check] == nil {
 			st.Status.Checks[check] = map[lb.NodeName]lb.MemberStatus{}
@@ -265,6 +307,20 @@ func (s *simulation) describe() []txtar.File {
 	return files
 }
 
+// ableEdges reads from a golden file's comment what edges can do besides what the
+// fake can: the line "Edges can do: a, b".
+func ableEdges(comment []byte) []lb.Capability {
+	var able []lb.Capability
+	for line := range strings.Lines(string(comment)) {
+		if list, ok := strings.CutPrefix(strings.TrimSpace(line), "Edges can do: "); ok {
+			for name := range strings.SplitSeq(list, ", ") {
+				able = append(able, lb.Capability(name))
+			}
+		}
+	}
+	return able
+}
+
 // TestGolden lets Services, nodes and endpoints come true and compares what
 // edges are told and what Services say. Run it with -update to rewrite the
 // files, and read the difference.
@@ -280,6 +336,7 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := newSimulation(t)
+			s.able = ableEdges(archive.Comment)
 			s.read(archive.Files[0].Data)
 			s.settle()
 			got := txtar.Format(&txtar.Archive{Comment: archive.Comment, Files: append(archive.Files[:1:1], s.describe()...)})

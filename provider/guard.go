@@ -151,7 +151,7 @@ func (c *session) confirmHeld(ctx context.Context, w Wanted) (again time.Duratio
 		return wait, nil
 	}
 	c.confirm = time.Now().Add(confirmEvery)
-	config, withheld := c.compose(w)
+	config, withheld, _ := c.compose(w)
 	confirmed, err := c.lookUp(ctx, withheld)
 	if err != nil {
 		c.log.Warn("held removals cannot be looked up, they stay held; trying again", zap.Duration("in", confirmEvery), zap.Error(err))

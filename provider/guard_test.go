@@ -177,7 +177,7 @@ func TestLastGoodStays(t *testing.T) {
 		r.holds("a", config(2, 10, 10))
 		next := config(3, 10, 10)
 		l := next.LoadBalancers[uid(3)]
-		l.Algorithm = lb.LeastConnections
+		l.MaxConnections = 9
 		next.LoadBalancers[uid(3)] = l
 		r.edges["a"].SetInfo(lb.Info{Name: "a", Schema: lb.Schema, Capabilities: []lb.Capability{lb.CapIPv4, lb.CapRoundRobin, lb.CapTCP}})
 		r.edges["a"].Down(errors.New("restarting"))

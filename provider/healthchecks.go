@@ -19,32 +19,57 @@ const KubeProxyHealthPort = 10256
 // else where it tells its own health, which is one probe per node for all
 // Services. Annotations override parts of it.
 func healthCheckOf(svc *v1.Service, w Wishes) (lb.HealthCheck, []Complaint) {
-	check := lb.HealthCheck{Port: KubeProxyHealthPort, Spec: healthcheck.Spec{Protocol: healthcheck.HTTP}}
-	if local(svc) && svc.Spec.HealthCheckNodePort != 0 {
-		check.Port = uint16(svc.Spec.HealthCheckNodePort) //nolint:gosec // the API server bounds ports
-	}
-	nodePort := firstTCPNodePort(svc)
-	if local(svc) && svc.Spec.HealthCheckNodePort == 0 && nodePort != 0 && w.CheckPort == 0 {
-		w.Check.Protocol = cmp.Or(w.Check.Protocol, healthcheck.TCP)
-	}
 	spec := w.Check
+	if spec.Protocol == healthcheck.None {
+		return lb.HealthCheck{Spec: spec}, nil
+	}
+	check := lb.HealthCheck{Port: KubeProxyHealthPort, Spec: healthcheck.Spec{Protocol: healthcheck.HTTP, Path: healthcheck.DefaultPath}}
+	nodePort := firstTCPNodePort(svc)
+	if local(svc) {
+		switch {
+		case svc.Spec.HealthCheckNodePort != 0:
+			check.Port = uint16(svc.Spec.HealthCheckNodePort) //nolint:gosec // the API server bounds ports
+		case nodePort != 0 && w.CheckPort == 0:
+			spec.Protocol = cmp.Or(spec.Protocol, healthcheck.TCP)
+		}
+	}
 	spec.Protocol = cmp.Or(spec.Protocol, check.Protocol)
-	if spec.Protocol == healthcheck.TCP && w.CheckPort == 0 {
+	speaksTo := spec.Protocol == healthcheck.TCP || spec.Protocol == healthcheck.GRPC // what serves there
+	if w.CheckTrafficPort || speaksTo && w.CheckPort == 0 {
 		if nodePort == 0 {
-			return check, []Complaint{{
-				Field: string(AnnotationHealthCheckProtocol), Value: string(healthcheck.TCP),
-				Want:    fmt.Sprintf("needs %s on a Service without TCP ports", AnnotationHealthCheckPort),
-				Instead: "the default check is used",
-			}}
+			return check, []Complaint{noTrafficPort(svc, w)}
 		}
 		check.Port = nodePort
 	}
-	if spec.Protocol != healthcheck.TCP {
+	switch spec.Protocol {
+	case healthcheck.HTTP, healthcheck.HTTPS:
 		spec.Path = cmp.Or(spec.Path, healthcheck.DefaultPath)
+	case healthcheck.TCP:
+		spec.Path = ""
+	case healthcheck.GRPC, healthcheck.None:
 	}
 	check.Port = cmp.Or(w.CheckPort, check.Port)
 	check.Spec = spec
 	return check, nil
+}
+
+// noTrafficPort complains about a check of a port that the Service does not have.
+func noTrafficPort(svc *v1.Service, w Wishes) Complaint {
+	c := Complaint{Instead: "the default check is used"}
+	if w.CheckTrafficPort {
+		c.Field, c.Value = string(AnnotationHealthCheckPort), svc.Annotations[string(AnnotationHealthCheckPort)]
+		c.Want = "needs a TCP port with a node port, and the Service has none: it must be a number"
+		return c
+	}
+	c.Field, c.Value = string(AnnotationHealthCheckProtocol), string(w.Check.Protocol)
+	c.Want = fmt.Sprintf("needs %s on a Service without TCP ports", AnnotationHealthCheckPort)
+	return c
+}
+
+// ownCheck says whether an annotation makes the nodes be asked something else
+// than what Kubernetes provides for.
+func ownCheck(w Wishes) bool {
+	return w.CheckPort != 0 || w.CheckTrafficPort || w.Check.Path != "" || w.Check.Protocol != ""
 }
 
 // local says whether only nodes with endpoints of the Service take its traffic.

@@ -166,7 +166,8 @@ func sameLabels(a, b any) bool {
 func sameNode(a, b any) bool {
 	x, ok1 := a.(*v1.Node)
 	y, ok2 := b.(*v1.Node)
-	return ok1 && ok2 && leaving(x) == leaving(y) && labels.Equals(x.Labels, y.Labels) &&
+	return ok1 && ok2 && leaving(x) == leaving(y) && x.Spec.Unschedulable == y.Spec.Unschedulable &&
+		x.Annotations[string(WeightKey)] == y.Annotations[string(WeightKey)] && labels.Equals(x.Labels, y.Labels) &&
 		slices.Equal(x.Status.Addresses, y.Status.Addresses)
 }
 

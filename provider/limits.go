@@ -44,6 +44,11 @@ func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
 		tcp, udp = tcp || li.Protocol == lb.TCP, udp || li.Protocol == lb.UDP
 	}
 	if tcp {
+		connect := "the edge's own"
+		if l.ConnectTimeout > 0 {
+			connect = short(l.ConnectTimeout.D())
+		}
+		add("connect timeout", connect, from(AnnotationConnectTimeout))
 		add("idle timeout of TCP connections", orDefault(l.IdleTimeout, lb.DefaultIdleTimeout), from(AnnotationIdleTimeout))
 	}
 	if udp {
@@ -83,6 +88,9 @@ func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
 }
 
 func checkLimits(h lb.HealthCheck, from func(Annotation) string) []report.Limit {
+	if h.Protocol == healthcheck.None {
+		return []report.Limit{{Name: "health check", Value: "none: all nodes count as up", From: from(AnnotationHealthCheckProtocol)}}
+	}
 	s := h.WithDefaults()
 	protocol := from(AnnotationHealthCheckProtocol)
 	for _, a := range []Annotation{AnnotationHealthCheckPort, AnnotationHealthCheckPath} {
@@ -100,6 +108,23 @@ func checkLimits(h lb.HealthCheck, from func(Annotation) string) []report.Limit 
 		{Name: "failures until down", Value: fmt.Sprint(s.UnhealthyThreshold), From: from(AnnotationHealthCheckUnhealthyThreshold)},
 		{Name: "successes until up", Value: fmt.Sprint(s.HealthyThreshold), From: from(AnnotationHealthCheckHealthyThreshold)},
 	}
+}
+
+// familiesLimit says in which address families nodes are reached.
+func familiesLimit(svc *v1.Service, a aspect) report.Limit {
+	l := report.Limit{Name: "nodes are reached over", Value: "the family of the client", From: "default"}
+	if len(a.built.MemberFamilies) == 0 {
+		return l
+	}
+	var names []string
+	for _, f := range a.built.MemberFamilies {
+		names = append(names, string(f))
+	}
+	l.Value, l.From = strings.Join(names, " and ")+", also for clients of the other family", "spec.ipFamilies"
+	if len(svc.Spec.IPFamilies) > len(names) {
+		l.From = "addresses of the nodes"
+	}
+	return l
 }
 
 func pathOf(s healthcheck.Spec) string {

@@ -3,10 +3,12 @@ package provider
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -14,9 +16,25 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
+// WeightKey is the annotation or label of a Node with its share of new
+// connections relative to the other nodes', from 1 to 1000. The annotation counts
+// before the label.
+const WeightKey Annotation = Prefix + "weight"
+
 // toBeDeletedTaint is what the cluster autoscaler puts on a node before it
 // deletes it.
 const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
+
+// leavingTaints are those that tell that a node is about to go, or is gone: who
+// sets them evicts its pods, or has lost them. A taint that only keeps new pods
+// away is none, and neither is that of a node that is not ready: see ReadNodes.
+var leavingTaints = []string{
+	toBeDeletedTaint,
+	"karpenter.sh/disrupted",                    // Karpenter since v1
+	"karpenter.sh/disruption",                   // and before
+	"node.kubernetes.io/out-of-service",         // an administrator says that it is down
+	"node.cloudprovider.kubernetes.io/shutdown", // its cloud says so
+}
 
 // AllNodes is the pool of all nodes that may take traffic.
 const AllNodes lb.PoolName = "nodes"
@@ -28,39 +46,89 @@ type NodeSet struct {
 	// Unusable are nodes that cannot take traffic, with the reason. Nodes that
 	// are excluded on purpose are not among them.
 	Unusable map[lb.NodeName]string
+	// Faults are what cannot be honoured of nodes that take traffic all the same.
+	Faults map[lb.NodeName]string
 
 	labels map[lb.NodeName]labels.Set
 }
 
 // ReadNodes returns the nodes that may take traffic. Nodes that are about to go
-// are draining. Whether a node is Ready is not looked at: the edges find out by
-// themselves which nodes work, and a control plane that has lost sight of all
-// nodes must not empty every pool. Of each node the addresses of the first type
-// come first.
-func ReadNodes(nodes []*v1.Node, types []v1.NodeAddressType) NodeSet {
+// are draining, and so are cordoned ones if the settings say so. Whether a node is
+// Ready is not looked at: the edges find out by themselves which nodes work, and a
+// control plane that has lost sight of all nodes must not empty every pool. Of each
+// node the addresses of the first type come first.
+func ReadNodes(nodes []*v1.Node, settings Settings) NodeSet {
+	settings = settings.WithDefaults()
 	set := NodeSet{
 		Nodes:    make(map[lb.NodeName]lb.Node, len(nodes)),
-		Unusable: map[lb.NodeName]string{},
-		labels:   make(map[lb.NodeName]labels.Set, len(nodes)),
+		Unusable: map[lb.NodeName]string{}, Faults: map[lb.NodeName]string{},
+		labels: make(map[lb.NodeName]labels.Set, len(nodes)),
 	}
 	for _, n := range nodes {
 		if excluded(n) {
 			continue
 		}
 		name := lb.NodeName(n.Name)
-		addrs := nodeAddresses(n, types)
+		addrs := nodeAddresses(n, settings.NodeAddressTypes)
 		if len(addrs) == 0 {
-			set.Unusable[name] = "has no usable address of the types that are looked for"
+			set.Unusable[name] = fmt.Sprintf("has no usable address of the types that are looked for, %s", joinTypes(settings.NodeAddressTypes))
 			continue
+		}
+		weight, fault := weightOf(n)
+		if fault != "" {
+			set.Faults[name] = fault
 		}
 		set.Nodes[name] = lb.Node{
 			Addresses: addrs,
 			Zone:      n.Labels[v1.LabelTopologyZone],
-			Draining:  leaving(n),
+			Draining:  leaving(n) || settings.DrainCordoned && n.Spec.Unschedulable,
+			Weight:    weight,
 		}
 		set.labels[name] = n.Labels
 	}
 	return set
+}
+
+func joinTypes(types []v1.NodeAddressType) string {
+	texts := make([]string, len(types))
+	for i, t := range types {
+		texts[i] = string(t)
+	}
+	return strings.Join(texts, " and ")
+}
+
+// weightOf returns the weight of a node, zero if it says none, and what is wrong
+// with what it says.
+func weightOf(n *v1.Node) (weight int, fault string) {
+	where, text := "annotation", n.Annotations[string(WeightKey)]
+	if _, given := n.Annotations[string(WeightKey)]; !given {
+		if text, given = n.Labels[string(WeightKey)]; !given {
+			return 0, ""
+		}
+		where = "label"
+	}
+	w, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil || w < 1 || w > lb.MaxWeight {
+		return 0, fmt.Sprintf("%s %s: %s: must be a number from 1 to %d; 1 is used", where, WeightKey, quoted(text), lb.MaxWeight)
+	}
+	if w == 1 {
+		return 0, "" // the same as none
+	}
+	return w, ""
+}
+
+// families returns the address families in which at least one node is reached.
+func (s NodeSet) families() map[lb.Family]bool {
+	found := map[lb.Family]bool{}
+	for _, n := range s.Nodes {
+		for _, a := range n.Addresses {
+			found[lb.FamilyOf(a)] = true
+		}
+		if len(found) == 2 {
+			break
+		}
+	}
+	return found
 }
 
 // excluded says whether the node's label keeps it out of load balancers. Any
@@ -79,7 +147,7 @@ func leaving(n *v1.Node) bool {
 	if n.DeletionTimestamp != nil {
 		return true
 	}
-	return slices.ContainsFunc(n.Spec.Taints, func(t v1.Taint) bool { return t.Key == toBeDeletedTaint })
+	return slices.ContainsFunc(n.Spec.Taints, func(t v1.Taint) bool { return slices.Contains(leavingTaints, t.Key) })
 }
 
 // nodeAddresses returns the addresses of these types, types in their order.

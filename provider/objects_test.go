@@ -83,6 +83,12 @@ func told(svc *v1.Service) string {
 		if in.IPMode != nil {
 			text += " " + string(*in.IPMode)
 		}
+		for _, p := range in.Ports {
+			text += fmt.Sprintf(" %d/%s", p.Port, p.Protocol)
+			if p.Error != nil {
+				text += "=" + *p.Error
+			}
+		}
 		all = append(all, text)
 	}
 	return strings.Join(all, ",")

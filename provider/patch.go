@@ -56,8 +56,10 @@ func (p *servicePatch) publish(ingress []v1.LoadBalancerIngress) {
 }
 
 func sameIngress(a, b v1.LoadBalancerIngress) bool {
-	return a.IP == b.IP && a.Hostname == b.Hostname && len(a.Ports) == len(b.Ports) &&
-		ptr.Equal(a.IPMode, b.IPMode)
+	return a.IP == b.IP && a.Hostname == b.Hostname && ptr.Equal(a.IPMode, b.IPMode) &&
+		slices.EqualFunc(a.Ports, b.Ports, func(x, y v1.PortStatus) bool {
+			return x.Port == y.Port && x.Protocol == y.Protocol && ptr.Equal(x.Error, y.Error)
+		})
 }
 
 // say makes our conditions say exactly these things.
@@ -103,14 +105,19 @@ func (p *servicePatch) sayOne(c condition) {
 func (p *servicePatch) tell(c condition) {
 	switch {
 	case c.status == metav1.ConditionFalse && c.reason != ReasonNoAddress,
-		c.reason == ReasonDegraded, c.reason == ReasonAnnotationsIgnored:
-		p.problem = true
-		e := Event{v1.EventTypeWarning, c.reason, c.message}
-		if !slices.Contains(p.events, e) {
-			p.events = append(p.events, e)
-		}
+		c.reason == ReasonDegraded, c.reason == ReasonPortsNotServed, c.reason == ReasonAnnotationsIgnored:
+		p.warn(c.reason, c.message)
 	case c.reason == ReasonProgrammed:
 		p.events = append(p.events, Event{v1.EventTypeNormal, c.reason, c.message})
+	}
+}
+
+// warn makes an event about trouble, once.
+func (p *servicePatch) warn(reason, message string) {
+	p.problem = true
+	e := Event{v1.EventTypeWarning, reason, bounded(message)}
+	if !slices.Contains(p.events, e) {
+		p.events = append(p.events, e)
 	}
 }
 

@@ -213,6 +213,13 @@ func (p planner) judge(out *report.PlannedService, a aspect) {
 	for _, c := range a.of.Complaints {
 		add(report.Notice, c.Field, ReasonAnnotationsIgnored, strings.TrimPrefix(c.String(), c.Field+": "))
 	}
+	partly := subject{good: a.of, grant: p.after.granted.grants[a.uid]}
+	for _, what := range partly.unservedTexts() {
+		add(report.Problem, "spec.ports", ReasonPortsNotServed, what)
+	}
+	for _, what := range a.of.Remarks {
+		add(report.Notice, "Service", "", what)
+	}
 	switch c := a.face.assigned; {
 	case len(a.of.Refusals) > 0:
 	case c.status == metav1.ConditionFalse:
@@ -225,9 +232,9 @@ func (p planner) judge(out *report.PlannedService, a aspect) {
 	}
 	switch {
 	case len(out.Edges) == 0:
-		c, _ := programmed(&subject{translation: a.of, served: a.built.Addresses}, nil)
+		c, _ := programmed(&subject{translation: a.of, served: a.built.Addresses, built: a.built}, nil)
 		add(report.Problem, c.conditionType, c.reason, c.message)
-	case len(a.members) == 0 && a.face.health.reason == ReasonNoNodes:
+	case a.face.health.reason == ReasonNoNodes:
 		add(report.Problem, ConditionBackendsHealthy, ReasonNoNodes, a.face.health.message)
 	}
 	p.judgeOnEdges(a, out.Edges, add)
@@ -241,9 +248,17 @@ func (p planner) judgeOnEdges(a aspect, edges []string, add func(report.Level, s
 		st := p.after.Fleet[name]
 		one := lb.Config{LoadBalancers: map[lb.UID]lb.LoadBalancer{a.uid: a.built.LoadBalancer}}
 		if st.Info.Schema != "" {
-			if _, withheld := withhold(one, st.Info); len(withheld) > 0 {
+			_, withheld, trimmed := fit(one, st.Info)
+			if len(withheld) > 0 {
 				lacking[name] = withheld[a.uid]
 				unable++
+			}
+			cut := trimmed[a.uid].Problems
+			for _, i := range slices.Sorted(maps.Keys(cut)) {
+				add(report.Problem, "edge "+name, ReasonUnsupported, problemText(cut[i]))
+			}
+			if len(trimmed[a.uid].Addresses) > 0 {
+				add(report.Problem, "edge "+name, ReasonUnsupported, problemText(trimmed[a.uid].Untranslated))
 			}
 		}
 	}

@@ -221,7 +221,7 @@ func (p *Provider) run(ctx context.Context, f fleet) error {
 	r := &reconciler{
 		eyes: p.eyes, controllers: p.controllers, settings: p.options.Settings, fleet: f, writer: w,
 		kick: p.kick, settled: p.settled, log: log.Named("reconciler"), metrics: p.metrics, waiters: p.waiters, decider: newDecider(),
-		publish: p.snapshot.Store,
+		tellNode: func(n *v1.Node, e Event) { p.speaker.tell(n, e) }, publish: p.snapshot.Store,
 	}
 	p.metrics.watch(f)
 	group.Go(func() error { return f.Run(ctx) })

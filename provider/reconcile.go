@@ -48,6 +48,8 @@ type reconciler struct {
 	log         *zap.Logger
 	metrics     *metrics
 	waiters     *waiters
+	// tellNode makes an Event on a Node.
+	tellNode func(*v1.Node, Event)
 	// publish takes what was known and decided, unless it is nil.
 	publish func(*Snapshot)
 
@@ -130,7 +132,8 @@ func (r *reconciler) settle(writes map[Target]Write) {
 	close(r.settled)
 }
 
-// tell writes notes to the log. When there are very many, most are left out.
+// tell writes notes to the log, and makes the Events that they ask for. When there
+// are very many, most are left out.
 func (r *reconciler) tell(notes []Note) {
 	const most = 100
 	for _, n := range notes[:min(len(notes), most)] {
@@ -139,6 +142,12 @@ func (r *reconciler) tell(notes []Note) {
 			fields = append(fields, zap.Stringer("address", n.Address))
 		}
 		r.log.Info(n.What, fields...)
+		if n.Event == nil {
+			continue
+		}
+		if i := slices.IndexFunc(r.nodes, func(node *v1.Node) bool { return node.Name == n.Object }); i >= 0 {
+			r.tellNode(r.nodes[i], *n.Event)
+		}
 	}
 	if len(notes) > most {
 		r.log.Info("and so on", zap.Int("more", len(notes)-most))

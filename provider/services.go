@@ -15,14 +15,15 @@ import (
 )
 
 // defaultAffinity is Kubernetes' own default of
-// sessionAffinityConfig.clientIP.timeoutSeconds.
-const defaultAffinity = 3 * time.Hour
+// sessionAffinityConfig.clientIP.timeoutSeconds, and maxAffinity its largest value,
+// in seconds.
+const (
+	defaultAffinity = 3 * time.Hour
+	maxAffinity     = 86400
+)
 
 // loadBalancerIPField is the path of the old field for a requested address.
 const loadBalancerIPField = "spec.loadBalancerIP"
-
-// maxSourceRanges bounds loadBalancerSourceRanges.
-const maxSourceRanges = 1024
 
 // Translation is what one Service by itself asks of load balancers, without
 // addresses, nodes and endpoints.
@@ -41,8 +42,12 @@ type Translation struct {
 	Check lb.CheckID
 	// LoadBalancer lacks addresses, claim time, pool and members.
 	LoadBalancer lb.LoadBalancer
+	// Unserved are ports that cannot be served, while others are.
+	Unserved []UnservedPort
 	// Complaints are what cannot be honoured, while the Service is served.
 	Complaints []Complaint
+	// Remarks are sentences about what is honoured, and may not be meant.
+	Remarks []string
 	// Refusals are the reasons why the Service cannot be served at all.
 	Refusals []Complaint
 }
@@ -56,6 +61,7 @@ func Translate(svc *v1.Service) Translation {
 	t.Local = local(svc)
 	t.OneFamilySuffices = svc.Spec.IPFamilyPolicy == nil || *svc.Spec.IPFamilyPolicy != v1.IPFamilyPolicyRequireDualStack
 	t.families(svc)
+	t.affinity(svc)
 	check, complaints := healthCheckOf(svc, w)
 	t.Complaints = append(t.Complaints, complaints...)
 	t.LoadBalancer = lb.LoadBalancer{
@@ -63,7 +69,8 @@ func Translate(svc *v1.Service) Translation {
 		HealthCheck:    check,
 		FailOpen:       !t.Local,
 		Algorithm:      w.Algorithm,
-		Affinity:       affinityOf(svc),
+		Affinity:       t.LoadBalancer.Affinity,
+		ConnectTimeout: w.ConnectTimeout,
 		IdleTimeout:    w.IdleTimeout,
 		UDPIdleTimeout: w.UDPIdleTimeout,
 		DrainTimeout:   w.DrainTimeout,
@@ -72,7 +79,12 @@ func Translate(svc *v1.Service) Translation {
 	}
 	t.Check = check.ID()
 	t.listeners(svc)
+	t.withoutUse(svc)
 	t.sourceRanges(svc)
+	if t.Local && ownCheck(w) {
+		t.Remarks = append(t.Remarks, fmt.Sprintf("health check %s takes the place of healthCheckNodePort: with externalTrafficPolicy Local a node whose last endpoint goes is known by failed probes only", t.Check))
+	}
+	slices.SortStableFunc(t.Complaints, func(a, b Complaint) int { return strings.Compare(a.Field+a.Value, b.Field+b.Value) })
 	return t
 }
 
@@ -119,98 +131,19 @@ func (t *Translation) families(svc *v1.Service) {
 	}
 }
 
-func (t *Translation) listeners(svc *v1.Service) {
-	proxied := map[string]bool{}
-	for i, p := range svc.Spec.Ports {
-		field := fmt.Sprintf("spec.ports[%d]", i)
-		if p.NodePort == 0 {
-			t.refuse(field+".nodePort", "0", "must be a node port: edges reach pods through node ports only, so allocateLoadBalancerNodePorts must not be false")
-			continue
-		}
-		l := lb.Listener{Name: p.Name, Port: uint16(p.Port), TargetPort: uint16(p.NodePort)} //nolint:gosec // the API server bounds ports
-		switch p.Protocol {
-		case v1.ProtocolTCP, "":
-			l.Protocol = lb.TCP
-		case v1.ProtocolUDP:
-			l.Protocol = lb.UDP
-		case v1.ProtocolSCTP:
-			l.Protocol = lb.SCTP
-		default:
-			t.refuse(field+".protocol", string(p.Protocol), "must be TCP, UDP or SCTP")
-			continue
-		}
-		t.proxy(&l, proxied)
-		t.LoadBalancer.Listeners = append(t.LoadBalancer.Listeners, l)
-	}
-	if len(svc.Spec.Ports) == 0 {
-		t.refuse("spec.ports", "", "must have at least one port")
-	}
-	for port := range t.Wishes.ProxyPorts {
-		if !proxied[port] {
-			t.Complaints = append(t.Complaints, Complaint{
-				Field: string(AnnotationProxyProtocol), Value: port,
-				Want: "must be the name or number of a TCP port of the Service", Instead: "it is not looked at",
-			})
-		}
-	}
-	slices.SortStableFunc(t.Complaints, func(a, b Complaint) int { return strings.Compare(a.Field+a.Value, b.Field+b.Value) })
-}
-
-// proxy sets the listener's PROXY protocol, which is spoken over TCP only, and
-// notes which entries of the annotation were of use.
-func (t *Translation) proxy(l *lb.Listener, used map[string]bool) {
-	if l.Protocol != lb.TCP {
-		return
-	}
-	l.ProxyProtocol = t.Wishes.Proxy
-	for _, key := range []string{strconv.Itoa(int(l.Port)), l.Name} {
-		if p, ok := t.Wishes.ProxyPorts[key]; ok && key != "" {
-			l.ProxyProtocol = p
-			used[key] = true
-		}
-	}
-}
-
-// affinityOf returns how long clients stay with their node, nil if they need not.
-func affinityOf(svc *v1.Service) *lb.Affinity {
+// affinity reads how long clients stay with their node.
+func (t *Translation) affinity(svc *v1.Service) {
 	if svc.Spec.SessionAffinity != v1.ServiceAffinityClientIP {
-		return nil
+		return
 	}
 	timeout := defaultAffinity
 	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
-		timeout = time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
-	}
-	return &lb.Affinity{Timeout: healthcheck.Duration(timeout)}
-}
-
-// sourceRanges reads who may connect. A range that cannot be read refuses the
-// Service: leaving it out would lock somebody out, and leaving all out would let
-// everybody in. Kubernetes' helper is not used since it stands 0.0.0.0/0 for
-// everybody and so forgets IPv6.
-func (t *Translation) sourceRanges(svc *v1.Service) {
-	field, ranges := "spec.loadBalancerSourceRanges", svc.Spec.LoadBalancerSourceRanges
-	if len(ranges) == 0 {
-		field = v1.AnnotationLoadBalancerSourceRangesKey
-		value := strings.TrimSpace(svc.Annotations[v1.AnnotationLoadBalancerSourceRangesKey])
-		if value == "" {
+		n := *c.ClientIP.TimeoutSeconds
+		if n < 1 || n > maxAffinity {
+			t.refuse("spec.sessionAffinityConfig.clientIP.timeoutSeconds", strconv.Itoa(int(n)), fmt.Sprintf("must be from 1 to %d", maxAffinity))
 			return
 		}
-		ranges = strings.SplitN(value, ",", maxSourceRanges+1)
+		timeout = time.Duration(n) * time.Second
 	}
-	if len(ranges) > maxSourceRanges {
-		t.refuse(field, fmt.Sprintf("%d ranges", len(ranges)), fmt.Sprintf("must not be more than %d", maxSourceRanges))
-		return
-	}
-	var prefixes []netip.Prefix
-	for _, text := range ranges {
-		p, err := netip.ParsePrefix(strings.TrimSpace(text))
-		if err != nil {
-			t.refuse(field, text, "must be a range of addresses such as 192.0.2.0/24")
-			continue
-		}
-		if p = p.Masked(); !slices.Contains(prefixes, p) {
-			prefixes = append(prefixes, p)
-		}
-	}
-	t.LoadBalancer.SourceRanges = prefixes
+	t.LoadBalancer.Affinity = &lb.Affinity{Timeout: healthcheck.Duration(timeout)}
 }

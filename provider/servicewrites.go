@@ -1,6 +1,8 @@
 package provider
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -80,14 +82,14 @@ type face struct {
 	ok                           bool // it has what it needs
 	assigned, programmed, health condition
 	knowsProgrammed, knowsHealth bool
-	published                    string
+	published, ports             string
 	served                       int
 }
 
 // writeService finds out what is to be written to one Service of ours, unless
 // that was found out before.
 func (r *round) writeService(s *subject) {
-	f, published := r.faceOf(s)
+	f, ingress := r.faceOf(s)
 	target := Target{Kind: ServiceKind, Namespace: s.svc.Namespace, Name: s.svc.Name}
 	if before, ok := r.faces[s.uid]; ok && before.face == f {
 		if before.write != nil {
@@ -96,7 +98,7 @@ func (r *round) writeService(s *subject) {
 		return
 	}
 	p := &servicePatch{svc: s.svc, now: r.Now}
-	r.describe(s, p, f, published)
+	r.describe(s, p, f, ingress)
 	if !r.put(s.svc, p) {
 		delete(r.faces, s.uid) // the words must wait
 		return
@@ -157,9 +159,9 @@ func (r *round) put(svc *v1.Service, p *servicePatch) bool {
 	return true
 }
 
-// faceOf finds out how the Service stands, and which addresses its status is to
-// tell.
-func (r *round) faceOf(s *subject) (face, []netip.Addr) {
+// faceOf finds out how the Service stands, and what its status is to tell of its
+// addresses.
+func (r *round) faceOf(s *subject) (face, []v1.LoadBalancerIngress) {
 	f := face{svc: s.svc, path: s.path, controllers: r.Controllers, ok: s.grant.ok, assigned: s.assigned(), recorded: formatAddresses(s.recorded)}
 	if s.path == foreigns {
 		return f, nil
@@ -178,11 +180,15 @@ func (r *round) faceOf(s *subject) (face, []netip.Addr) {
 	published := r.published(s, addrs, standings)
 	f.served = len(s.served)
 	f.published = formatAddresses(published)
-	return f, published
+	ingress := s.ingressOf(published, r.brokenPorts(s, standings))
+	if slices.ContainsFunc(ingress, func(in v1.LoadBalancerIngress) bool { return len(in.Ports) > 0 }) {
+		f.ports = textOf(ingress)
+	}
+	return f, ingress
 }
 
 // describe says what the Service is to look like.
-func (r *round) describe(s *subject, p *servicePatch, f face, published []netip.Addr) {
+func (r *round) describe(s *subject, p *servicePatch, f face, ingress []v1.LoadBalancerIngress) {
 	conditions := []condition{f.assigned}
 	if s.path == foreigns {
 		p.say(conditions)
@@ -196,6 +202,8 @@ func (r *round) describe(s *subject, p *servicePatch, f face, published []netip.
 	case !sameAddresses(s.recorded, recordedAddresses(s.svc)):
 		// Somebody else has written there.
 		p.annotate(AnnotationAssignedAddresses, f.recorded)
+		p.warn(ReasonAnnotationRestored, fmt.Sprintf("%s: %s: is written by eclusa alone: the Service has %s; use %s to ask for an address",
+			AnnotationAssignedAddresses, quoted(s.svc.Annotations[string(AnnotationAssignedAddresses)]), cmp.Or(f.recorded, "none"), AnnotationAddresses))
 	}
 	if f.ok {
 		p.finalize(s.path.finalizer())
@@ -210,7 +218,7 @@ func (r *round) describe(s *subject, p *servicePatch, f face, published []netip.
 			conditions = append(conditions, reachable())
 		}
 	}
-	p.publish(ingressOf(published))
+	p.publish(ingress)
 	p.say(conditions)
 }
 
@@ -256,6 +264,12 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 		return unreachable(ConditionProgrammed, standings), true
 	}
 	c, known := programmed(s, standings)
+	if known && c.reason == ReasonAddressMoving && before != nil && before.Reason != ReasonAddressMoving && r.mayBeIgnorance(s) {
+		if wait := r.waitFor(s); wait > 0 {
+			r.wakeIn(wait)
+			return condition{before.Type, before.Status, before.Reason, before.Message}, true
+		}
+	}
 	if known {
 		delete(r.waiting, s.uid)
 		return c, true
@@ -268,16 +282,29 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 	if !r.changedHere(s) {
 		return said, true
 	}
+	if wait := r.waitFor(s); wait > 0 {
+		r.wakeIn(wait)
+		return said, true
+	}
+	return pending, true
+}
+
+// waitFor returns how long what was said of a Service before counts for what is not
+// known, from when that was first found.
+func (r *round) waitFor(s *subject) time.Duration {
 	since, waits := r.waiting[s.uid]
 	if !waits {
 		since = r.Now
 		r.waiting[s.uid] = since
 	}
-	if wait := unconfirmedAfter - r.Now.Sub(since); wait > 0 {
-		r.wakeIn(wait)
-		return said, true
-	}
-	return pending, true
+	return unconfirmedAfter - r.Now.Sub(since)
+}
+
+// mayBeIgnorance says whether the edges that are waited for are only not known to
+// have let go, since nothing was heard of them yet: after a restart no Service must
+// be written to because of that.
+func (r *round) mayBeIgnorance(s *subject) bool {
+	return !slices.ContainsFunc(s.former, func(edge string) bool { return !r.unheard(edge) })
 }
 
 // lost says whether none of the edges has been reached for long, and asks for
@@ -387,7 +414,7 @@ func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) 
 	for _, a := range addrs {
 		serves := func(st standing) bool {
 			p := poolOf(r.pools, a)
-			return st.applied && p != nil && r.serving[p.Name][st.edge]
+			return st.applied && p != nil && r.serving[p.Name][st.edge] && !slices.Contains(st.without, a)
 		}
 		if slices.Contains(s.told, a) || slices.Contains(s.served, a) && slices.ContainsFunc(standings, serves) {
 			out = append(out, a)

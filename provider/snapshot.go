@@ -56,7 +56,7 @@ func (d *decider) snapshot(w World) *Snapshot { return newSnapshot(w, d.remember
 func (d *decider) remember() *decider {
 	n := newDecider()
 	n.translations, n.proposals, n.holdings, n.builds = d.translations, d.proposals, d.holdings, d.builds
-	n.granted, n.unusable, n.revision = d.granted, d.unusable, d.revision
+	n.granted, n.saidOfNodes, n.revision = d.granted, d.saidOfNodes, d.revision
 	n.quarantine = d.quarantine.clone()
 	for name, m := range d.edges {
 		c := *m
@@ -93,7 +93,7 @@ type view struct {
 func newView(w World, d *decider) *view {
 	decision := d.decide(w)
 	w.Settings = w.Settings.WithDefaults()
-	r := &round{decider: d, World: w, nodes: ReadNodes(w.Nodes, w.Settings.NodeAddressTypes), members: map[lb.PoolName]lb.Pool{}}
+	r := &round{decider: d, World: w, nodes: ReadNodes(w.Nodes, w.Settings), members: map[lb.PoolName]lb.Pool{}}
 	r.pools, r.faults = readPools(w.Pools)
 	r.sortEdges()
 	r.serving, r.drained = edgeSets(r.pools, r.live)

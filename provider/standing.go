@@ -181,7 +181,12 @@ func (v *view) nodeReports() []report.Node {
 	found := map[lb.NodeName][]report.Finding{}
 	for node, why := range v.nodes.Unusable {
 		found[node] = append(found[node], report.Finding{
-			Level: report.Notice, Where: "node " + string(node), Reason: "NoUsableAddress", What: "the node is left out: it " + why, Do: report.Advice("NoUsableAddress"),
+			Level: report.Notice, Where: "node " + string(node), Reason: ReasonNoUsableAddress, What: "the node is left out: it " + why, Do: report.Advice(ReasonNoUsableAddress),
+		})
+	}
+	for node, fault := range v.nodes.Faults {
+		found[node] = append(found[node], report.Finding{
+			Level: report.Notice, Where: "node " + string(node), Reason: ReasonNodeAnnotation, What: fault, Do: report.Advice(ReasonNodeAnnotation),
 		})
 	}
 	for node, checks := range v.sick() {

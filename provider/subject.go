@@ -9,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -33,6 +34,13 @@ type subject struct {
 	// held are all addresses that must not be given to anybody else: recorded
 	// ones, proposed ones, and those in the status.
 	held []netip.Addr
+	// heldPorts are those that it is known to use of a shared address, nil if it
+	// shares none or that is not known.
+	heldPorts []ipam.PortKey
+	// families are those that it wants addresses of, and untranslated says why a
+	// requested address of another family cannot be had.
+	families     []lb.Family
+	untranslated string
 	// grant is what the Service is to have.
 	grant grant
 	// served are the addresses that edges are told of.
@@ -43,6 +51,8 @@ type subject struct {
 	// former are those that still have its addresses and are not of the pool any
 	// more.
 	drained, former []string
+	// homeless says that no node has an address of the Service's families.
+	homeless bool
 	// kept says that some edge goes on with what the Service asked for before.
 	kept bool
 	// standings is how it stands on each edge, nil until it was looked up.
@@ -65,7 +75,7 @@ func (b *built) sameAs(o *built) bool {
 		return false
 	}
 	if b.of == o.of {
-		return b.Pool == o.Pool && (b.Members == nil) == (o.Members == nil) && maps.Equal(b.Members, o.Members)
+		return b.Pool == o.Pool && slices.Equal(b.MemberFamilies, o.MemberFamilies) && slices.Equal(b.Listeners, o.Listeners) && (b.Members == nil) == (o.Members == nil) && maps.Equal(b.Members, o.Members)
 	}
 	return reflect.DeepEqual(b.LoadBalancer, o.LoadBalancer)
 }
@@ -76,6 +86,8 @@ type grant struct {
 	addrs []netip.Addr
 	// ok says that the Service has everything that it needs.
 	ok bool
+	// unserved are the ports that others have on the addresses.
+	unserved []UnservedPort
 	// reason and message say why not, or what there is to say.
 	reason, message string
 }
@@ -93,10 +105,15 @@ func (s *subject) assigned() condition {
 		return no(t, ReasonForeignAddress, "the status holds an address that is not of an AddressPool: another load balancer serves the Service, and eclusa leaves it alone; spec.loadBalancerClass says whose it is")
 	case s.grant.ok:
 		return yes(t, s.grant.reason, s.grant.message)
-	case len(s.grant.addrs) > 0:
-		return no(t, s.grant.reason, s.grant.message+"; the Service keeps "+formatAddresses(s.grant.addrs))
 	}
-	return no(t, s.grant.reason, s.grant.message)
+	parts := []string{s.grant.message}
+	if len(s.grant.addrs) > 0 {
+		parts[0] += "; the Service keeps " + formatAddresses(s.grant.addrs)
+	}
+	if len(s.translation.Refusals) == 0 { // which Programmed tells together with these
+		parts = append(parts, texts(about(s.translation.Complaints, false, string(AnnotationAddresses), loadBalancerIPField))...)
+	}
+	return no(t, s.grant.reason, joinBounded(parts))
 }
 
 // sameAddresses says whether both have the same addresses in any order.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,8 +42,8 @@ func (c *session) push(ctx context.Context) (again time.Duration, err error) {
 // send brings what is wanted to the edge, but for what it cannot do and for
 // removals that it holds.
 func (c *session) send(ctx context.Context, w Wanted) error {
-	config, withheld := c.compose(w)
-	c.state.Withheld = withheld
+	config, withheld, trimmed := c.compose(w)
+	c.state.Withheld, c.state.Trimmed = withheld, trimmed
 	if err := c.deliver(ctx, config, func(key string) bool { return c.releasedByHand(w, key) }); err != nil {
 		return err
 	}
@@ -57,9 +56,9 @@ func (c *session) send(ctx context.Context, w Wanted) error {
 // compose returns what the edge is to hold: what is wanted but for what it cannot
 // do, which is returned with the reasons, and with the last good version where the
 // newest cannot be served.
-func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem) {
-	config, withheld := withhold(w.Config, c.state.Info)
-	return keep(config, c.remembered(), c.lastGood(w, withheld)), withheld
+func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem, map[lb.UID]Trimmed) {
+	config, withheld, trimmed := fit(w.Config, c.state.Info)
+	return keep(config, c.remembered(), c.lastGood(w, withheld)), withheld, trimmed
 }
 
 // remembered returns what the edge holds and, besides, what it had been given and
@@ -174,38 +173,6 @@ func (w Wanted) same(o Wanted) bool {
 		sameMap(w.Config.Nodes, o.Config.Nodes) &&
 		sameMap(w.Config.Pools, o.Config.Pools) &&
 		sameMap(w.Config.LoadBalancers, o.Config.LoadBalancers)
-}
-
-// withhold returns the configuration without the load balancers of which the edge
-// can serve nothing, and the reason for each of them. Where it lacks the means for
-// some listeners only, it leaves them out itself and its status says so.
-func withhold(config lb.Config, info lb.Info) (lb.Config, map[lb.UID]lb.Problem) {
-	var withheld map[lb.UID]lb.Problem
-	for uid, l := range config.LoadBalancers {
-		short := l.Shortfall(info.Capabilities)
-		if !short.Refused {
-			continue
-		}
-		if withheld == nil {
-			withheld = make(map[lb.UID]lb.Problem)
-			config.LoadBalancers = maps.Clone(config.LoadBalancers)
-		}
-		names := make([]string, len(short.Lacking))
-		for i, c := range short.Lacking {
-			names[i] = string(c)
-		}
-		p := short.Problems[0]
-		p.Detail = fmt.Sprintf("edge %q with engine %q and version %q cannot do: %s", info.Name, info.Engine, info.Version, strings.Join(names, ", "))
-		withheld[uid] = p
-	}
-	if withheld == nil {
-		return config, nil
-	}
-	maps.DeleteFunc(config.LoadBalancers, func(uid lb.UID, _ lb.LoadBalancer) bool {
-		_, gone := withheld[uid]
-		return gone
-	})
-	return config, withheld
 }
 
 // sortedKeys returns the keys of a set in order.

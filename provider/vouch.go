@@ -15,7 +15,7 @@ import (
 // For an address speak our own memory, the status of the Service (which its
 // users cannot write), and an edge that holds the address for it.
 func (r *round) vouch() {
-	taken := map[netip.Addr]bool{}
+	taken := map[netip.Addr]string{} // with which sharing key
 	doubtful := map[*subject][]netip.Addr{}
 	for _, s := range r.subjects {
 		for _, a := range s.held {
@@ -23,13 +23,15 @@ func (r *round) vouch() {
 				doubtful[s] = append(doubtful[s], a)
 				continue
 			}
-			taken[a] = true
+			taken[a] = sharingKey(s)
 		}
 	}
 	for _, s := range r.subjects { // the oldest first
 		for _, a := range doubtful[s] {
-			if !taken[a] && r.couldHave(s, a) {
-				taken[a] = true
+			key, held := taken[a]
+			free := !held || key != "" && key == sharingKey(s) || r.sharedByAll(a)
+			if free && r.couldHave(s, a) {
+				taken[a] = sharingKey(s)
 				continue
 			}
 			drop := func(x netip.Addr) bool { return x == a }
@@ -42,6 +44,13 @@ func (r *round) vouch() {
 			r.note("address in the annotation "+string(AnnotationAssignedAddresses)+" is not the Service's and is ignored; only eclusa writes that annotation", nameOf(s.svc), a)
 		}
 	}
+}
+
+// sharedByAll says whether the address is of a pool whose addresses everybody may
+// share, so that a wish for it takes nothing from anybody.
+func (r *round) sharedByAll(a netip.Addr) bool {
+	p := poolOf(r.pools, a)
+	return p != nil && p.Shared
 }
 
 // speaksFor says whether anything but the annotation tells that the Service has

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -23,6 +24,9 @@ const (
 	maxProxyPorts     = 128
 	maxSelectorClause = 32
 )
+
+// trafficPort, as a health check's port, is the node port of the first TCP port.
+const trafficPort = "traffic-port"
 
 // ReadAnnotations returns what the annotations of a Service ask for, and
 // everything that is wrong with them, sorted by name. An annotation that cannot
@@ -69,11 +73,11 @@ func (r *reader) read() {
 	case AnnotationProxyProtocol:
 		r.proxyProtocol()
 	case AnnotationHealthCheckProtocol:
-		w.Check.Protocol = healthcheck.Protocol(r.oneOf("the default is used", "tcp", "http", "https"))
+		w.Check.Protocol = healthcheck.Protocol(r.oneOf("the default is used", "tcp", "http", "https", "grpc", "none"))
 	case AnnotationHealthCheckPort:
-		w.CheckPort = uint16(r.number(65535, "the default port is used")) //nolint:gosec // bounded
+		r.checkPort()
 	case AnnotationHealthCheckPath:
-		w.Check.Path = r.path()
+		w.Check.Path = r.text(healthcheck.MaxPath, "the default is used")
 	case AnnotationHealthCheckInterval:
 		w.Check.Interval = r.duration(healthcheck.MinInterval, healthcheck.MaxInterval)
 	case AnnotationHealthCheckTimeout:
@@ -85,7 +89,10 @@ func (r *reader) read() {
 	case AnnotationNodeSelector:
 		r.nodeSelector()
 	case AnnotationAlgorithm:
-		w.Algorithm = lb.Algorithm(r.oneOf("round-robin is used", string(lb.RoundRobin), string(lb.LeastConnections)))
+		w.Algorithm = lb.Algorithm(r.oneOf("round-robin is used",
+			string(lb.RoundRobin), string(lb.LeastConnections), string(lb.RandomTwoChoices), string(lb.SourceHash)))
+	case AnnotationConnectTimeout:
+		w.ConnectTimeout = r.duration(healthcheck.Duration(lb.MinTimeout), healthcheck.Duration(lb.MaxConnectTimeout))
 	case AnnotationIdleTimeout:
 		w.IdleTimeout = r.duration(healthcheck.Duration(lb.MinTimeout), healthcheck.Duration(lb.MaxTimeout))
 	case AnnotationUDPIdleTimeout:
@@ -104,12 +111,21 @@ func (r *reader) read() {
 
 // checkTogether complains about annotations that do not fit together.
 func (r *reader) checkTogether(annotations map[string]string) {
-	c := &r.wishes.Check
-	at := func(name Annotation) { r.name, r.value = name, annotations[string(name)] }
-	if c.Protocol == healthcheck.TCP && c.Path != "" {
+	w := &r.wishes
+	c := &w.Check
+	at := func(name Annotation) { r.name, r.value = name, strings.TrimSpace(annotations[string(name)]) }
+	if c.Protocol == healthcheck.None {
+		for _, name := range checkDetails {
+			if _, given := annotations[string(name)]; given && !r.complained(name) {
+				at(name)
+				r.complain(`must not be given with health-check-protocol "none"`, "it is not looked at")
+			}
+		}
+		w.CheckPort, w.CheckTrafficPort, *c = 0, false, healthcheck.Spec{Protocol: healthcheck.None}
+	}
+	if c.Path != "" {
 		at(AnnotationHealthCheckPath)
-		r.complain(`must not be given with health-check-protocol "tcp"`, "it is not looked at")
-		c.Path = ""
+		r.checkPath()
 	}
 	if filled := c.WithDefaults(); filled.Timeout > filled.Interval {
 		at(AnnotationHealthCheckTimeout)
@@ -117,6 +133,56 @@ func (r *reader) checkTogether(annotations map[string]string) {
 		c.Interval, c.Timeout = 0, 0
 	}
 	slices.SortStableFunc(r.complaints, func(a, b Complaint) int { return strings.Compare(a.Field, b.Field) })
+}
+
+// checkDetails are the annotations that say more about a health check than
+// whether there is one.
+var checkDetails = []Annotation{
+	AnnotationHealthCheckPort, AnnotationHealthCheckPath, AnnotationHealthCheckInterval, AnnotationHealthCheckTimeout,
+	AnnotationHealthCheckUnhealthyThreshold, AnnotationHealthCheckHealthyThreshold,
+}
+
+func (r *reader) complained(name Annotation) bool {
+	return slices.ContainsFunc(r.complaints, func(c Complaint) bool { return c.Field == string(name) })
+}
+
+// checkPath looks at the path, whose meaning depends on the protocol.
+func (r *reader) checkPath() {
+	c := &r.wishes.Check
+	protocol := cmp.Or(c.Protocol, healthcheck.HTTP)
+	if protocol == healthcheck.TCP {
+		r.complain(`must not be given with health-check-protocol "tcp"`, "it is not looked at")
+		c.Path = ""
+		return
+	}
+	for _, fault := range (healthcheck.Spec{Protocol: protocol, Path: c.Path}).Validate() {
+		r.complain(rightOf(fault), "the default is used")
+		c.Path = ""
+		return
+	}
+}
+
+// rightOf returns what would be right of a fault that reads
+// "path: "value": what would be right".
+func rightOf(fault string) string {
+	rest := strings.TrimPrefix(fault, "path: ")
+	if value, err := strconv.QuotedPrefix(rest); err == nil {
+		rest = strings.TrimPrefix(rest[len(value):], "...")
+	}
+	return strings.TrimPrefix(rest, ": ")
+}
+
+func (r *reader) checkPort() {
+	if r.value == trafficPort {
+		r.wishes.CheckTrafficPort = true
+		return
+	}
+	n, err := strconv.ParseUint(r.value, 10, 16)
+	if err != nil || n == 0 {
+		r.complain("must be a number from 1 to 65535, or "+trafficPort, "the default port is used")
+		return
+	}
+	r.wishes.CheckPort = uint16(n)
 }
 
 func (r *reader) oneOf(instead string, accepted ...string) string {
@@ -156,18 +222,6 @@ func (r *reader) duration(least, most healthcheck.Duration) healthcheck.Duration
 		return 0
 	}
 	return d
-}
-
-func (r *reader) path() string {
-	for _, fault := range (healthcheck.Spec{Protocol: healthcheck.HTTP, Path: r.value}).Validate() {
-		// The complaint is "field: value: what would be right".
-		r.complain(fault[strings.LastIndex(fault, ": ")+2:], "/healthz is used")
-		return ""
-	}
-	if r.value == "" {
-		r.complain(`must begin with "/"`, "/healthz is used")
-	}
-	return r.value
 }
 
 func (r *reader) addresses() {
@@ -232,6 +286,10 @@ func (r *reader) nodeSelector() {
 // and names the one that was probably meant.
 func (r *reader) unknown() {
 	want := "is not an annotation that eclusa knows"
+	if r.name == WeightKey {
+		r.complain("is an annotation or label of Nodes, not of Services", "it is not looked at")
+		return
+	}
 	if near := spelling.Nearest(string(r.name), written); near != "" {
 		want += fmt.Sprintf("; did you mean %s?", near)
 	}

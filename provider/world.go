@@ -41,6 +41,8 @@ type Settings struct {
 	// NodeAddressTypes are the types of node addresses that edges may use, the
 	// most wanted first; none means InternalIP, then ExternalIP.
 	NodeAddressTypes []v1.NodeAddressType
+	// DrainCordoned takes cordoned nodes (spec.unschedulable) out of load balancers.
+	DrainCordoned bool
 }
 
 // WithDefaults returns the settings with everything filled in.

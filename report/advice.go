@@ -20,6 +20,7 @@ var advice = map[string]string{
 	"InvalidAnnotation":     "correct the annotation or field that the message names",
 	"AssignedPartly":        "add addresses of the missing family to a pool, if the Service is to have both",
 	"PoolGone":              "restore the AddressPool, or name another one in the annotation eclusa.io/address-pool",
+	"AnnotationRestored":    "leave the annotation to eclusa; ask for an address with eclusa.io/addresses",
 	"ForeignAddress":        "decide who serves the Service: give it spec.loadBalancerClass of its owner, or remove the other load balancer and its address",
 	"NotServable":           "correct the field that the message names",
 	// Programmed
@@ -31,6 +32,7 @@ var advice = map[string]string{
 	"Pending":            "wait a few seconds; if it stays, see why no edge of the pool is reached: kubectl eclusa status",
 	"Refused":            "do what the edge's reason says",
 	"Unsupported":        "use an edge that can do it, or do without: kubectl get edge NAME -o yaml lists status.capabilities",
+	"PortsNotServed":     "do what the message says of each port; the others are served",
 	"Degraded":           "do what the edge's reason says; what it does not touch is served",
 	"AnnotationsIgnored": "correct or remove the annotations that the message names",
 	// BackendsHealthy
@@ -54,8 +56,9 @@ var advice = map[string]string{
 	"Terminating": "move or delete the Services that use it; a new AddressPool with the same addresses takes them over",
 	"NearlyFull":  "add addresses to the pool before it is exhausted",
 	// Nodes
-	"NoUsableAddress": "see status.addresses of the Node and nodeAddressTypes of the manager's configuration",
-	"NotUp":           "see whether kube-proxy runs on the node, and whether edges reach the node",
+	"NoUsableAddress":  "see status.addresses of the Node and nodeAddressTypes of the manager's configuration",
+	"InvalidNodeValue": "correct the annotation or label of the Node",
+	"NotUp":            "see whether kube-proxy runs on the node, and whether edges reach the node",
 	// What edges say of one load balancer
 	"address-held": "another cluster, or the edge's machine, has the address and port: use another address, or free it there",
 	"invalid":      "correct what the message names",

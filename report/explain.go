@@ -70,6 +70,8 @@ type Member struct {
 	Node      string   `json:"node"`
 	Addresses []string `json:"addresses"`
 	Draining  bool     `json:"draining,omitempty"`
+	// Weight is the node's share of new connections, zero for the common one.
+	Weight int `json:"weight,omitempty"`
 	// Health is what each edge says of the node, by the edge's name.
 	Health map[string]Health `json:"health,omitempty"`
 }

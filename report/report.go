@@ -67,7 +67,7 @@ func OfCondition(conditionType, status, reason, message string, since *time.Time
 		// Nobody outside has tried, which is how it is meant to be.
 	case status != "True":
 		level = Notice
-	case reason == "AssignedPartly" || reason == "PoolGone" || reason == "Degraded" || reason == "AnnotationsIgnored":
+	case reason == "AssignedPartly" || reason == "PoolGone" || reason == "Degraded" || reason == "PortsNotServed" || reason == "AnnotationsIgnored":
 		level = Notice
 	}
 	return Finding{

@@ -56,6 +56,19 @@ type AddressPoolSpec struct {
 	// +optional
 	AutoAssign *bool `json:"autoAssign,omitempty"`
 
+	// Sharing says who may share an address of this pool, each with ports of its
+	// own: with ByKey Services of one namespace with the same
+	// eclusa.io/sharing-key, with Always all Services that the pool admits, whatever
+	// their namespaces. Always is for sites with few addresses, such as one for
+	// everything: a Service gets an address of its own while there is one, and
+	// then the first one on which its ports are free. A port belongs to the Service
+	// that has it already, however old others are who come to want it.
+	//
+	// +kubebuilder:validation:Enum=ByKey;Always
+	// +kubebuilder:default=ByKey
+	// +optional
+	Sharing Sharing `json:"sharing,omitempty"`
+
 	// NamespaceSelector, if given, admits only Services of namespaces with these
 	// labels.
 	//
@@ -73,6 +86,15 @@ type AddressPoolSpec struct {
 	// +optional
 	EdgeSelector *metav1.LabelSelector `json:"edgeSelector,omitempty"`
 }
+
+// Sharing says who may share an address.
+type Sharing string
+
+// Who may share an address.
+const (
+	ShareByKey  Sharing = "ByKey"
+	ShareAlways Sharing = "Always"
+)
 
 // PoolFinalizer keeps an AddressPool as long as addresses of it are in use or in
 // quarantine.

@@ -21,10 +21,11 @@ var reference string
 // Config is the file given with --cloud-config. reference.yaml says what each
 // key means.
 type Config struct {
-	ClusterName      string       `yaml:"clusterName"`
-	Client           ClientConfig `yaml:"client"`
-	NodeAddressTypes []string     `yaml:"nodeAddressTypes"`
-	NodePortRange    PortRange    `yaml:"nodePortRange"`
+	ClusterName        string       `yaml:"clusterName"`
+	Client             ClientConfig `yaml:"client"`
+	NodeAddressTypes   []string     `yaml:"nodeAddressTypes"`
+	DrainCordonedNodes bool         `yaml:"drainCordonedNodes"`
+	NodePortRange      PortRange    `yaml:"nodePortRange"`
 }
 
 // PortRange is a range such as "30000-32767"; empty is none.

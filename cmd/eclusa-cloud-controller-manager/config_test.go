@@ -73,7 +73,7 @@ func TestReadConfigComplains(t *testing.T) {
 		{"empty key file", "client:\n  certFile: a\n  keyFile:\n  caFile: c\n", "3: client.keyFile: missing"},
 		{"unknown key", files + "clustername: x\n", `2: clustername: unknown key; did you mean "clusterName"?`},
 		{"unknown key below", "client:\n  certFile: a\n  keyfil: b\n  caFile: c\n", `3: client.keyfil: unknown key; did you mean "keyFile"?`},
-		{"nothing like it", files + "zzz: 1\n", "2: zzz: unknown key; known here are clusterName, client, nodeAddressTypes, nodePortRange"},
+		{"nothing like it", files + "zzz: 1\n", "2: zzz: unknown key; known here are clusterName, client, nodeAddressTypes, drainCordonedNodes, nodePortRange"},
 		{"twice", files + "clusterName: a\nclusterName: b\n", "3: clusterName: given twice; the first is on line 2"},
 		{"number", files + "clusterName: 17\n", `2: clusterName: must be a single text; write it as "17"`},
 		{"block for text", files + "clusterName: {a: b}\n", "2: clusterName: must be a single text"},
@@ -88,7 +88,7 @@ func TestReadConfigComplains(t *testing.T) {
 		{"alias", "clusterName: &a x\n" + files + "nodeAddressTypes: *a\n", "3: nodeAddressTypes: aliases are not allowed"},
 		{"no YAML", files + "a: [\n", "is not YAML"},
 		{"tab", files + "\tclusterName: x\n", "is not YAML: found character that cannot start any token"},
-		{"not a block", "- a\n", "1: must be a block with the keys clusterName, client, nodeAddressTypes, nodePortRange"},
+		{"not a block", "- a\n", "1: must be a block with the keys clusterName, client, nodeAddressTypes, drainCordonedNodes, nodePortRange"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "cloud.yaml")

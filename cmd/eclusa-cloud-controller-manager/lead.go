@@ -53,7 +53,7 @@ func newLeader(c *appconfig.CompletedConfig, own Config, creds *credentials, ide
 		provider: provider.New(provider.Options{
 			Dial:     func(e provider.EdgeSpec) (lb.Balancer, error) { return dial(e, creds, log) },
 			Claim:    provider.LeaseClaim(client, lease.ResourceNamespace, lease.ResourceName, identity),
-			Settings: provider.Settings{NodeAddressTypes: own.nodeAddressTypes()},
+			Settings: provider.Settings{NodeAddressTypes: own.nodeAddressTypes(), DrainCordoned: own.DrainCordonedNodes},
 			Log:      log,
 		}),
 	}, nil

@@ -206,6 +206,9 @@ func (p *printer) member(m report.Member, l report.Listener) string {
 		where = net.JoinHostPort(m.Addresses[0], strconv.Itoa(int(l.NodePort)))
 	}
 	text := m.Node + " " + where
+	if m.Weight > 0 {
+		text += fmt.Sprintf(", weight %d", m.Weight)
+	}
 	if m.Draining {
 		text += ", " + p.paint(yellow, "about to go")
 	}

@@ -55,7 +55,7 @@ func (c *cluster) statusFromObjects(ctx context.Context, now time.Time, namespac
 	}
 	slices.SortFunc(s.Nodes, func(a, b report.Node) int { return cmp.Compare(a.Name, b.Name) })
 	if nodes, err := c.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); err == nil {
-		s.NodeCount = len(provider.ReadNodes(pointers(nodes.Items), provider.Settings{}.WithDefaults().NodeAddressTypes).Nodes)
+		s.NodeCount = len(provider.ReadNodes(pointers(nodes.Items), provider.Settings{}).Nodes)
 	}
 	for _, o := range pools {
 		s.Pools = append(s.Pools, poolFromObject(o))

@@ -29,7 +29,7 @@ template` has not.
 {{- define "eclusa.checkArguments" -}}
 {{- $keys := dict
   "--cloud-provider" "it is always eclusa"
-  "--cloud-config" "set clusterName, nodeAddressTypes, nodePortRange and clientCertificate"
+  "--cloud-config" "set clusterName, nodeAddressTypes, drainCordonedNodes, nodePortRange and clientCertificate"
   "--cluster-name" "set clusterName"
   "--controllers" "set serveServicesWithoutClass"
   "--leader-elect-resource-namespace" "the Lease is in the release's namespace"

@@ -56,6 +56,9 @@ client:
   caFile: /etc/eclusa/client/ca.crt
 nodeAddressTypes:
   {{- toYaml .Values.nodeAddressTypes | nindent 2 }}
+{{- if .Values.drainCordonedNodes }}
+drainCordonedNodes: true
+{{- end }}
 {{- with .Values.nodePortRange }}
 nodePortRange: {{ . }}
 {{- end }}
