@@ -82,7 +82,9 @@ func (s *socket) exchange(w *batch) error {
 			if err != nil && len(faults) < 3 {
 				faults = append(faults, err)
 			}
-			// What is about the first message of all is about the whole.
+			// What is about the first message of all is about the whole, and those of
+			// single messages may follow.
+			s.stale = s.stale || seq == 0
 			over = over || seq == w.seq || seq == 0
 			return nil
 		})

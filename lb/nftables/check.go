@@ -209,7 +209,7 @@ func (e *Engine) checkOthers() []Item {
 	w := &buffer{}
 	at := w.begin(nftablesKind|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, s.next(), unix.AF_UNSPEC, 0)
 	w.end(at)
-	_ = s.dump(w, func(body []byte) error {
+	_ = s.dump(w, func(body []byte) {
 		h := attribute(body, unix.NFTA_CHAIN_HOOK)
 		policy := attribute(body, unix.NFTA_CHAIN_POLICY)
 		if h != nil && be32(attribute(h, unix.NFTA_HOOK_HOOKNUM)) == hookForward && policy != nil && be32(policy) == verdictDrop {
@@ -219,7 +219,6 @@ func (e *Engine) checkOthers() []Item {
 					text(attribute(body, unix.NFTA_CHAIN_NAME)), text(attribute(body, unix.NFTA_CHAIN_TABLE))),
 			})
 		}
-		return nil
 	})
 	return items
 }

@@ -80,11 +80,10 @@ func (s *socket) flows(f func(*flow)) error {
 	w.u32(ctaMarkMask, ourMarks)
 	w.end(at)
 	var one flow
-	err := s.dumpWith(w, func(af uint8, body []byte) error {
+	err := s.stream(w, func(af uint8, body []byte) {
 		if one.read(af, body) {
 			f(&one)
 		}
-		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("read connection tracking: %w", err)

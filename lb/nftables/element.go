@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +14,7 @@ type value struct {
 	verdict int32 // with chain, of a verdict map
 	chain   string
 	comment string
+	timeout time.Duration // of what is remembered; zero is for ever
 }
 
 // element is an entry of one of the table's sets that the engine fills.
@@ -72,6 +74,9 @@ func (w *batch) element(e *element, whole bool) {
 		case e.data != "":
 			w.nest(unix.NFTA_SET_ELEM_DATA, func() { w.bytes(unix.NFTA_DATA_VALUE, []byte(e.data)) })
 		}
+		if e.timeout > 0 {
+			w.u64(unix.NFTA_SET_ELEM_TIMEOUT, uint64(e.timeout.Milliseconds()))
+		}
 		if e.comment != "" {
 			w.bytes(unix.NFTA_SET_ELEM_USERDATA, commentData(e.comment))
 		}
@@ -116,9 +121,8 @@ func (s *socket) read(set string, f func(found)) error {
 	w.text(unix.NFTA_SET_ELEM_LIST_TABLE, TableName)
 	w.text(unix.NFTA_SET_ELEM_LIST_SET, set)
 	w.end(at)
-	err := s.dump(w, func(body []byte) error {
+	err := s.dump(w, func(body []byte) {
 		attributes(attribute(body, unix.NFTA_SET_ELEM_LIST_ELEMENTS), func(_ uint16, b []byte) { f(readElement(b)) })
-		return nil
 	})
 	if err != nil && !isNotFound(err) {
 		return fmt.Errorf("read set %q: %w", set, err)

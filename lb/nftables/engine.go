@@ -156,6 +156,9 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	}
 	p := e.plan(t, own, time.Now())
 	p.urgent = p.urgent || begins // there may be connections of a process before
+	if err := e.bringHome(p); err != nil {
+		return nil, fmt.Errorf("set a table: %w", err)
+	}
 	if err := e.carryOut(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
@@ -224,6 +227,7 @@ func (e *Engine) adopt(p *plan) {
 		for _, r := range p.next.routes {
 			e.byID[r.id] = r
 		}
+		p.urgent = e.restrictRetired(p.next.routes) || p.urgent
 	}
 	e.state = p.next
 	e.numbers.keep(e.state)
@@ -248,6 +252,28 @@ func (e *Engine) retire(r *route, now time.Time) {
 	old.deadline = now.Add(r.spec.DrainTimeout)
 	e.retired[retiredKey{r.Frontend, r.spec.Owner}] = &old
 	e.byID[r.id] = &old
+}
+
+// restrictRetired makes the source ranges of a load balancer reach connections that
+// drain on frontends that it has no more. It returns whether any may have to end.
+func (e *Engine) restrictRetired(routes map[lb.Frontend]*route) (changed bool) {
+	if len(e.retired) == 0 {
+		return false
+	}
+	ranges := make(map[lb.Owner][]netip.Prefix) // the frontends of an owner have the same
+	for _, r := range routes {
+		if len(r.spec.SourceRanges) > 0 {
+			ranges[r.spec.Owner] = r.spec.SourceRanges
+		}
+	}
+	for key, r := range e.retired {
+		if now := ranges[key.owner]; len(now) > 0 && !slices.Equal(now, r.spec.SourceRanges) {
+			changed = true
+			e.retired[key] = r.restricted(now)
+			e.byID[r.id] = e.retired[key]
+		}
+	}
+	return changed
 }
 
 // schedule notes when connections to what was removed now have to be cut.

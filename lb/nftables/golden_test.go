@@ -26,7 +26,7 @@ const goldenVersion = "v1.0.6"
 // TestGolden compares what nft lists of fixed tables, so that a reviewer can read
 // the rules. The listing can be loaded again, as operators do at boot.
 func TestGolden(t *testing.T) {
-	lbtest.InNamespaces(t, func(lbtest.Network) {
+	inNamespaces(t, func(lbtest.Network) {
 		if v := run(t, "nft", "--version"); !strings.Contains(v, goldenVersion) {
 			if os.Getenv("CI") == "true" {
 				t.Fatalf("nft is %s; the golden files are those of %s", v, goldenVersion)

@@ -36,7 +36,7 @@ type bench struct {
 
 // TestKernel checks what is special about an engine in the kernel.
 func TestKernel(t *testing.T) {
-	lbtest.InNamespaces(t, func(n lbtest.Network) {
+	inNamespaces(t, func(n lbtest.Network) {
 		for _, c := range []struct {
 			name string
 			run  func(b *bench)

@@ -59,6 +59,8 @@ type plan struct {
 	deleted  map[string][]element
 	added    map[string][]element
 	affinity []netip.Addr // members that remembered clients must not go to any more
+	// homes are the routes whose clients are remembered from now on.
+	homes map[mark]*route
 	// urgent tells that there may be sessions that must not have one more datagram,
 	// soon that connections have to be reset, later that some end by and by.
 	urgent, soon, later bool
@@ -69,7 +71,7 @@ type plan struct {
 func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan {
 	p := &plan{
 		e: e, was: e.state, now: now, refused: make(map[lb.Frontend]error),
-		deleted: make(map[string][]element), added: make(map[string][]element),
+		deleted: make(map[string][]element), added: make(map[string][]element), homes: make(map[mark]*route),
 	}
 	next := newState()
 	next.table = t
@@ -311,7 +313,9 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		} else {
 			p.later = true
 		}
-		p.soon = p.soon || spec.ResetDead && !was.spec.ResetDead
+		narrowed := len(spec.SourceRanges) > 0 && !slices.Equal(was.spec.SourceRanges, spec.SourceRanges)
+		p.soon = p.soon || spec.ResetDead && !was.spec.ResetDead || narrowed
+		p.urgent = p.urgent || narrowed && f.Protocol == lb.UDP
 	default:
 		if old := p.e.retired[retiredKey{f, spec.Owner}]; old != nil {
 			r.id, r.since = old.id, old.since
@@ -321,6 +325,9 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		}
 	}
 	r.make()
+	if was != nil && was.spec.AffinityFor == 0 && spec.AffinityFor > 0 {
+		p.homes[r.id] = r
+	}
 	p.changeElements(before, r.elements)
 	p.next.routes[f] = r
 }

@@ -129,10 +129,7 @@ func (s *socket) list(kind, tableAttribute uint16, f func(body []byte)) error {
 		w.text(tableAttribute, TableName)
 	}
 	w.end(at)
-	return s.dump(w, func(body []byte) error {
-		f(body)
-		return nil
-	})
+	return s.dump(w, f)
 }
 
 func readSet(body []byte) *set {

@@ -25,6 +25,8 @@ type route struct {
 	owner mark // what its connections are counted as; 0 without a limit
 	// elements are what the sets have for it.
 	elements []element
+	// allowed are the source ranges of its family, disjoint and in order.
+	allowed []netip.Prefix
 
 	// since is when the route got its pool, for members that it had in another one.
 	since time.Time
@@ -115,7 +117,8 @@ func (r *route) make() {
 	}
 	if len(r.spec.SourceRanges) > 0 {
 		all = append(all, element{set: "restricted", key: id})
-		for _, p := range disjoint(r.spec.SourceRanges, v.family) {
+		r.allowed = disjoint(r.spec.SourceRanges, v.family)
+		for _, p := range r.allowed {
 			all = append(all, rangeElement(r.id, p))
 		}
 	}
@@ -126,6 +129,27 @@ func (r *route) make() {
 		all = append(all, jump("limits", r.limit().chain()), element{"owners", id, value{data: string(r.owner.host())}})
 	}
 	r.elements = all
+}
+
+// restricted returns the route with other source ranges.
+func (r *route) restricted(ranges []netip.Prefix) *route {
+	n := *r
+	n.spec.SourceRanges, n.allowed = ranges, disjoint(ranges, n.version().family)
+	return &n
+}
+
+// forbids tells whether the source ranges have no place for a client.
+func (r *route) forbids(client netip.Addr) bool {
+	if len(r.spec.SourceRanges) == 0 {
+		return false
+	}
+	after, _ := slices.BinarySearchFunc(r.allowed, client, func(p netip.Prefix, a netip.Addr) int {
+		if p.Addr().Compare(a) <= 0 {
+			return -1
+		}
+		return 1
+	})
+	return after == 0 || !r.allowed[after-1].Contains(client)
 }
 
 // disjoint returns the ranges of a family without those that lie within others.

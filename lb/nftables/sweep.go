@@ -29,6 +29,9 @@ func (e *Engine) judge(f *flow, now time.Time) verdict {
 	if f.protocol == unix.IPPROTO_UDP || !f.replied() {
 		over = forget
 	}
+	if r.forbids(f.client.Addr()) {
+		return over
+	}
 	if !r.deadline.IsZero() {
 		if over == forget || !now.Before(r.deadline) {
 			return over

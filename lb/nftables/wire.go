@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -128,17 +129,27 @@ type socket struct {
 	seq uint32
 	in  []byte
 	max int // what the send buffer takes
+	// stale tells that answers may come that nobody waits for any more; the next
+	// request goes through another socket.
+	stale bool
 }
 
 func dial() (*socket, error) {
+	fd, err := open()
+	if err != nil {
+		return nil, err
+	}
+	return &socket{fd: fd, in: make([]byte, 256<<10), seq: 1}, nil
+}
+
+func open() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, os.NewSyscallError("netlink socket", err)
+		return -1, os.NewSyscallError("netlink socket", err)
 	}
-	s := &socket{fd: fd, in: make([]byte, 256<<10), seq: 1}
-	fail := func(call string, err error) (*socket, error) {
+	fail := func(call string, err error) (int, error) {
 		_ = unix.Close(fd)
-		return nil, os.NewSyscallError(call, err)
+		return -1, os.NewSyscallError(call, err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fail("bind netlink socket", err)
@@ -151,7 +162,18 @@ func dial() (*socket, error) {
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
-	return s, nil
+	return fd, nil
+}
+
+// renew takes another socket in place of one whose answers cannot be told apart.
+func (s *socket) renew() error {
+	fd, err := open()
+	if err != nil {
+		return err
+	}
+	_ = unix.Close(s.fd)
+	s.fd, s.max, s.stale = fd, 0, false
+	return nil
 }
 
 func (s *socket) close() { _ = unix.Close(s.fd) }
@@ -163,6 +185,11 @@ func (s *socket) next() uint32 {
 
 // send sends everything in one call, since a transaction must not be split.
 func (s *socket) send(b []byte) error {
+	if s.stale {
+		if err := s.renew(); err != nil {
+			return err
+		}
+	}
 	if need := len(b) + len(b)/2 + 64<<10; need > s.max {
 		// Without the privilege the plain limit holds, which suffices for little.
 		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, need); err == nil {
@@ -172,6 +199,9 @@ func (s *socket) send(b []byte) error {
 	return os.NewSyscallError("send to netfilter", unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
 }
 
+// errInterrupted tells that what was dumped changed meanwhile.
+var errInterrupted = errors.New("netfilter's answer is not of one moment")
+
 // receive reads once and calls f for each message. It returns true when a message
 // ended a dump.
 func (s *socket) receive(f func(kind uint16, seq uint32, body []byte) error) (done bool, err error) {
@@ -179,60 +209,90 @@ func (s *socket) receive(f func(kind uint16, seq uint32, body []byte) error) (do
 	if errors.Is(err, unix.EINTR) {
 		return false, nil
 	}
+	if err != nil {
+		s.stale = true
+	}
 	if errors.Is(err, unix.EAGAIN) {
 		return false, fmt.Errorf("netfilter has not answered within %s", answerTimeout)
 	}
 	if err != nil {
 		return false, os.NewSyscallError("receive from netfilter", err)
 	}
+	interrupted := false
 	for b := s.in[:n]; len(b) >= headerLen; {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < headerLen || size > len(b) {
+			s.stale = true
 			return false, errors.New("netfilter sent a message of a wrong length")
 		}
 		kind := binary.NativeEndian.Uint16(b[4:])
+		interrupted = interrupted || binary.NativeEndian.Uint16(b[6:])&unix.NLM_F_DUMP_INTR != 0
 		if kind == unix.NLMSG_DONE {
-			return true, nil
+			done = true
+			break
 		}
 		if err := f(kind, binary.NativeEndian.Uint32(b[8:]), b[headerLen:size]); err != nil {
 			return false, err
 		}
 		b = b[min(align(size), len(b)):]
 	}
-	return false, nil
+	if interrupted {
+		return done, errInterrupted
+	}
+	return done, nil
 }
 
-// dump sends a request for everything of a kind and calls f for each answer. f
-// must not keep the body.
-func (s *socket) dump(w *buffer, f func(body []byte) error) error {
-	return s.dumpWith(w, func(_ uint8, body []byte) error { return f(body) })
+// patienceWithOthers is how often a dump is begun again when others change what it
+// is about.
+const patienceWithOthers = 20
+
+// dump sends a request for everything of a kind and calls f for each answer, all of
+// which are of one moment. f must not keep the body.
+func (s *socket) dump(w *buffer, f func(body []byte)) error {
+	for tries := 1; ; tries++ {
+		var all [][]byte
+		err := s.stream(w, func(_ uint8, body []byte) { all = append(all, bytes.Clone(body)) })
+		if errors.Is(err, errInterrupted) && tries < patienceWithOthers {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, body := range all {
+			f(body)
+		}
+		return nil
+	}
 }
 
-// dumpWith is dump for whom the address family of an answer matters.
-func (s *socket) dumpWith(w *buffer, f func(af uint8, body []byte) error) error {
+// stream sends a request for everything of a kind and calls f for each answer as it
+// comes, with its address family. If things change meanwhile some may be missing or
+// come twice, which nf_tables tells by errInterrupted.
+func (s *socket) stream(w *buffer, f func(af uint8, body []byte)) error {
 	if err := s.send(w.b); err != nil {
 		return err
 	}
-	want := s.seq
-	var first error
+	want := binary.NativeEndian.Uint32(w.b[8:])
+	var interrupted error
 	for {
 		done, err := s.receive(func(kind uint16, seq uint32, body []byte) error {
-			if seq != want {
-				return nil // of a dump that was given up
-			}
-			if kind == unix.NLMSG_ERROR {
-				if err := answered(body); err != nil {
-					return err
-				}
-				return nil
-			}
-			if first == nil && len(body) >= nfgenLen {
-				first = f(body[0], body[nfgenLen:])
+			switch {
+			case seq != want:
+			case kind == unix.NLMSG_ERROR:
+				return answered(body)
+			case len(body) >= nfgenLen:
+				f(body[0], body[nfgenLen:])
 			}
 			return nil
 		})
-		if err != nil || done {
-			return errors.Join(err, first)
+		if errors.Is(err, errInterrupted) {
+			interrupted, err = err, nil
+		}
+		if err != nil {
+			return err
+		}
+		if done {
+			return interrupted
 		}
 	}
 }
