@@ -91,6 +91,9 @@ const maxSources = 256
 
 func (k checker) nftables(n NftablesConfig) {
 	k.ranges("nftables.sourceAddresses", n.SourceAddresses, false)
+	if !n.SourceNAT && len(n.SourceAddresses) > 0 {
+		k.Complain("nftables.sourceAddresses", "have no meaning without nftables.sourceNAT, which lets members see the clients' own addresses")
+	}
 	total := 0
 	for i, p := range n.SourceAddresses {
 		if !p.IsValid() {

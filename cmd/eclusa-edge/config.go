@@ -93,6 +93,7 @@ type ProxyConfig struct {
 
 // NftablesConfig tunes the engine "nftables".
 type NftablesConfig struct {
+	SourceNAT       bool           `yaml:"sourceNAT"`
 	SourceAddresses []netip.Prefix `yaml:"sourceAddresses"`
 	KeepSysctls     bool           `yaml:"keepSysctls"`
 }
@@ -122,6 +123,7 @@ func DefaultConfig() Config {
 		Engine:     engineProxy,
 		Announce:   AnnounceConfig{Mode: announceNone},
 		Health:     HealthConfig{ProbesPerSecond: 2000},
+		Nftables:   NftablesConfig{SourceNAT: true},
 		Proxy: ProxyConfig{
 			DialTimeout:            healthcheck.Duration(500 * time.Millisecond),
 			UDPSessionsPerFrontend: 8192,

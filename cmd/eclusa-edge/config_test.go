@@ -141,6 +141,7 @@ func TestComplaints(t *testing.T) {
 		{"overlapping sources", good + "nftables: {sourceAddresses: [10.1.0.16/28, 10.1.0.17/32]}\n", "11: nftables.sourceAddresses[1]: 10.1.0.17/32: overlaps 10.1.0.16/28"},
 		{"too many sources", good + "nftables: {sourceAddresses: [10.0.0.0/16]}\n", "11: nftables.sourceAddresses: 1 ranges hold more than 256 addresses"},
 		{"sources on loopback", good + "nftables: {sourceAddresses: [127.0.0.8/29]}\n", "11: nftables.sourceAddresses[0]: 127.0.0.8/29: must be addresses that members can answer"},
+		{"sources without translation", good + "nftables: {sourceNAT: false, sourceAddresses: [10.1.0.16/28]}\n", "11: nftables.sourceAddresses: have no meaning without nftables.sourceNAT"},
 		{"alias", good + "management: &a {listen: 127.0.0.1:1}\nlog: *a\n", "12: log: aliases are not allowed"},
 		{"empty key keeps the default", good + "log:\n", ""},
 	} {

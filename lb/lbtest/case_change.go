@@ -226,7 +226,7 @@ func (r *rig) load(s *service, clients int) (stop func() int64) {
 }
 
 func swapsUnderLoad(r *rig) {
-	const swaps = 1000
+	const swaps = 1000 / raceFactor
 	m := r.members(2, greet)
 	s := r.service(m...)
 	a, b := s.backends[:1], s.backends[1:]

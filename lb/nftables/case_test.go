@@ -164,6 +164,29 @@ func sourceAddresses(b *bench) {
 	}
 }
 
+// keptSources: without source translation members see the clients.
+func keptSources(b *bench) {
+	b.begin(Options{KeepSources: true})
+	f := b.add(lb.TCP, b.member())
+	b.set()
+	from := b.net.Client(b.family)
+	c, err := b.net.Dial(b.Context(), from, f)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if who := netip.MustParseAddrPort(b.greeting(c)).Addr(); who != from {
+		b.Errorf("member saw %s; want the client, %s", who, from)
+	}
+	b.mustEcho(c, "the way back leads through the edge")
+	b.begin(Options{KeepSources: true})
+	b.set()
+	b.mustEcho(c, "the program was started again")
+	if got := b.counters(f); got.Active != 1 || len(got.Members) != 1 || got.Members[0].BytesOut == 0 {
+		b.Errorf("counters: got %+v; want one connection with bytes", got)
+	}
+}
+
 // ofTheEdgeItself: programs on the edge reach its load balancers too.
 func ofTheEdgeItself(b *bench) {
 	f := b.add(lb.TCP, b.member())
@@ -234,43 +257,6 @@ func (b *bench) version() *version {
 		return v6
 	}
 	return v4
-}
-
-// cutHangsNobody: when a member dies silently every one of its clients is reset,
-// also those that wait for an answer and send nothing, with sockets in TIME_WAIT on
-// the node.
-func cutHangsNobody(b *bench) {
-	const connections = 50
-	m := b.member()
-	f := b.add(lb.TCP, m)
-	b.set()
-	for range 100 {
-		c, _ := b.dial(f)
-		_, _ = io.WriteString(c, "quit\n")
-		_, _ = io.Copy(io.Discard, c)
-		_ = c.Close()
-	}
-	var waiting []net.Conn
-	for i := range connections {
-		c, _ := b.dial(f)
-		if i%2 == 0 {
-			if _, err := io.WriteString(c, "wait\n"); err != nil {
-				b.Fatal(err)
-			}
-		}
-		waiting = append(waiting, c)
-	}
-	b.net.Silence(b, netip.AddrPortFrom(m, targetPort))
-	b.state(f, 0, lb.Dead)
-	start := time.Now()
-	b.set()
-	for i, c := range waiting {
-		_ = c.SetReadDeadline(start.Add(3 * time.Second))
-		if _, err := c.Read(make([]byte, 1)); !isReset(err) {
-			b.Errorf("connection %d of %d of the dead member: got %v; want a reset within 3s", i, connections, err)
-		}
-	}
-	b.Logf("%d connections were reset within %s", connections, time.Since(start))
 }
 
 // countersOfTheGone: a member that was removed keeps its name while it drains.

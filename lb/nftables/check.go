@@ -38,12 +38,27 @@ func Check(o Options) []Item {
 	if slices.ContainsFunc(items, func(i Item) bool { return i.Missing }) {
 		return items // the rest depends on them
 	}
+	neighbour, kept := checkNeighbour()
+	items = append(items, neighbour...)
 	for _, s := range settings {
-		items = append(items, checkSetting(s.read(), o.KeepSysctls))
+		items = append(items, checkSetting(s.read(), kept || o.KeepSysctls))
 	}
 	items = append(items, checkTracking())
 	items = append(items, e.checkSources()...)
-	return append(items, e.checkOthers()...)
+	return append(items, checkOthers()...)
+}
+
+// checkNeighbour tells whether settings are left alone because of kube-proxy.
+func checkNeighbour() (items []Item, kept bool) {
+	s, err := dial()
+	if err != nil {
+		return nil, false
+	}
+	defer s.close()
+	if who := clusterProxy(s); who != "" {
+		return []Item{{Name: "kube-proxy", Doubtful: true, Detail: who + "; the engine leaves the kernel's settings alone then. " + besideClusterProxy}}, true
+	}
+	return nil, false
 }
 
 // checkRules lets the kernel judge a table with every feature.
@@ -122,14 +137,18 @@ func checkSetting(f finding, kept bool) Item {
 	case f.err != nil:
 		i.Detail = f.err.Error()
 	case kept:
-		i.Detail = fmt.Sprintf("is %q and should be %q, since %s; nftables.keepSysctls keeps the engine from setting it", f.have, f.want, f.why)
+		i.Detail = fmt.Sprintf("is %q and should be %q, since %s; the engine leaves it alone", f.have, f.want, f.why)
 	case unix.Access(f.path(), unix.W_OK) != nil:
 		i.Detail = fmt.Sprintf("is %q and should be %q, since %s; the program may not set it", f.have, f.want, f.why)
 	default:
 		i.Detail = fmt.Sprintf("is %q and will be set to %q when the engine starts, since %s", f.have, f.want, f.why)
 		return i
 	}
-	i.Missing, i.Doubtful = f.required, !f.required
+	i.Missing = f.without == v4
+	i.Doubtful = !i.Missing
+	if f.without == v6 {
+		i.Detail += "; load balancers' IPv6 addresses are refused until then"
+	}
 	return i
 }
 
@@ -172,6 +191,9 @@ func (e *Engine) checkSources() []Item {
 		}
 	}
 	var items []Item
+	if e.opts.KeepSources {
+		return []Item{{Name: "source addresses", Detail: "members see the clients' addresses; every answer must come by way of this machine, so it must be the members' way to all clients"}}
+	}
 	for _, v := range versions {
 		i := Item{Name: "source addresses of " + string(v.family)}
 		var elsewhere []string
@@ -181,8 +203,8 @@ func (e *Engine) checkSources() []Item {
 			}
 		}
 		switch {
-		case len(e.sources[v]) == 0:
-			i.Doubtful, i.Detail = true, "none: "+masqueraded
+		case len(e.sources[v]) < enoughSources:
+			i.Doubtful, i.Detail = true, fewSources(len(e.sources[v]))
 		case len(elsewhere) > 0:
 			i.Doubtful = true
 			i.Detail = fmt.Sprintf("%s: not on an interface of this machine; members must have a route for them that leads here", strings.Join(elsewhere, ", "))
@@ -194,31 +216,24 @@ func (e *Engine) checkSources() []Item {
 	return items
 }
 
-// masqueraded says what it costs to have no source addresses.
-const masqueraded = "members see one address of this machine as the source of all connections; about 1,000 new connections a second to one port of one member are possible then, and above that members refuse those that come back too soon. Give the edge eight or more in nftables.sourceAddresses"
+const (
+	// enoughSources are so many source addresses that they are not worth a word.
+	enoughSources = 8
+	// perSource is how many new connections a second one source address bears to
+	// one port of one member: its 64,000 ports, each of which the member keeps for a
+	// minute.
+	perSource = 1000
+)
 
-// checkOthers looks for rules of others that drop what is forwarded.
-func (e *Engine) checkOthers() []Item {
-	s, err := dial()
-	if err != nil {
-		return nil
+// fewSources says what it costs to have so few source addresses; nothing if they
+// are enough.
+func fewSources(n int) string {
+	const instead = "Give the edge 8 to 32 of each family in nftables.sourceAddresses, on the interface that leads to the members or routed here: each adds as much"
+	switch {
+	case n >= enoughSources:
+		return ""
+	case n == 0:
+		return fmt.Sprintf("none: members see one address of this machine as the source of all connections, and refuse more than about %d new ones a second to one port of one member, since the same ports come back too soon. %s", perSource, instead)
 	}
-	defer s.close()
-	const hookForward = 2
-	var items []Item
-	w := &buffer{}
-	at := w.begin(nftablesKind|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, s.next(), unix.AF_UNSPEC, 0)
-	w.end(at)
-	_ = s.dump(w, func(body []byte) {
-		h := attribute(body, unix.NFTA_CHAIN_HOOK)
-		policy := attribute(body, unix.NFTA_CHAIN_POLICY)
-		if h != nil && be32(attribute(h, unix.NFTA_HOOK_HOOKNUM)) == hookForward && policy != nil && be32(policy) == verdictDrop {
-			items = append(items, Item{
-				Name: "rules of others", Doubtful: true,
-				Detail: fmt.Sprintf("the chain %q of the table %q drops forwarded packets that it does not know; it must accept those to and from members (ct mark and 0xff000000 == 0xec000000)",
-					text(attribute(body, unix.NFTA_CHAIN_NAME)), text(attribute(body, unix.NFTA_CHAIN_TABLE))),
-			})
-		}
-	})
-	return items
+	return fmt.Sprintf("%d: members refuse more than about %d new connections a second to one port of one member, since the same ports come back too soon. %s", n, n*perSource, instead)
 }

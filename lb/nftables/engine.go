@@ -34,6 +34,9 @@ type Options struct {
 	// families. They lead to this machine. A family without any is masqueraded:
 	// members see the machine's own address.
 	SourceAddresses []netip.Addr
+	// KeepSources leaves connections the source that they have, so that members see
+	// the clients' addresses. Members must answer by way of this machine.
+	KeepSources bool
 	// KeepSysctls leaves the kernel's settings as they are. What is wrong with them
 	// is an error of the first Set, or is logged if the engine can do without.
 	KeepSysctls bool
@@ -83,6 +86,10 @@ type Engine struct {
 	cost    time.Duration // of the last look at all flows
 	cuts    []cut
 	unclean bool // counters of routes that are forgotten are left
+	// closedTo are the families of which this machine forwards nothing, with why;
+	// warned those about whose source addresses the log has been told.
+	closedTo map[*version]error
+	warned   map[*version]bool
 }
 
 // retiredKey names a route that was removed from the table.
@@ -100,13 +107,16 @@ func New(o Options) *Engine {
 		opts: o, log: o.Log, sources: make(map[*version][]netip.Addr), state: newState(),
 		wake: make(chan struct{}, 1), quit: make(chan struct{}),
 		retired: make(map[retiredKey]*route), byID: make(map[mark]*route), orphans: make(map[mark]time.Time),
+		warned: make(map[*version]bool),
 	}
 	if e.log == nil {
 		e.log = zap.NewNop()
 	}
-	for _, a := range o.SourceAddresses {
-		v := versionOf(a)
-		e.sources[v] = append(e.sources[v], a)
+	if !o.KeepSources {
+		for _, a := range o.SourceAddresses {
+			v := versionOf(a)
+			e.sources[v] = append(e.sources[v], a)
+		}
 	}
 	return e
 }
@@ -228,6 +238,7 @@ func (e *Engine) adopt(p *plan) {
 			e.byID[r.id] = r
 		}
 		p.urgent = e.restrictRetired(p.next.routes) || p.urgent
+		e.warnOfSources(p.next.routes)
 	}
 	e.state = p.next
 	e.numbers.keep(e.state)
@@ -274,6 +285,21 @@ func (e *Engine) restrictRetired(routes map[lb.Frontend]*route) (changed bool) {
 		}
 	}
 	return changed
+}
+
+// warnOfSources tells once of each family that has load balancers and too few
+// source addresses.
+func (e *Engine) warnOfSources(routes map[lb.Frontend]*route) {
+	for f := range routes {
+		v := versionOf(f.Addr)
+		if e.warned[v] || e.opts.KeepSources {
+			continue
+		}
+		e.warned[v] = true
+		if why := fewSources(len(e.sources[v])); why != "" {
+			e.log.Warn("few source addresses are configured: "+why, zap.String("family", string(v.family)))
+		}
+	}
 }
 
 // schedule notes when connections to what was removed now have to be cut.

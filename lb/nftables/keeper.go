@@ -50,13 +50,9 @@ func (e *Engine) start() (err error) {
 		return err
 	}
 	// By now connection tracking is loaded, and has its settings.
-	if err := applySettings(e.opts.KeepSysctls, e.log); err != nil {
+	e.closedTo, err = e.applySettings()
+	if err != nil {
 		return err
-	}
-	for v, name := range map[*version]string{v4: "ipv4", v6: "ipv6"} {
-		if len(e.sources[v]) == 0 {
-			e.log.Warn("no source address is configured: "+masqueraded, zap.String("family", name))
-		}
 	}
 	e.keeper.Add(1)
 	go e.keepWatch()

@@ -253,6 +253,9 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 	var fresh []lb.Frontend
 	for f, spec := range routes {
 		err := unsupported(f, spec)
+		if why := p.e.closedTo[versionOf(f.Addr)]; err == nil && why != nil {
+			err = fmt.Errorf("serve %s: %w", f, why)
+		}
 		if err == nil {
 			err = crowded.refuse(f, spec)
 		}
@@ -386,6 +389,7 @@ func (c crowd) refuse(f lb.Frontend, r lb.Route) error {
 // shapeOf returns what chains the routes need.
 func (e *Engine) shapeOf(routes map[lb.Frontend]*route) *shape {
 	s := newShape()
+	s.untouched = e.opts.KeepSources
 	for v, addrs := range e.sources {
 		s.sources[v] = len(addrs)
 	}

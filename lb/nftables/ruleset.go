@@ -50,6 +50,7 @@ type shape struct {
 	affinities map[affinity]bool
 	timeouts   map[timeouts]bool
 	sources    map[*version]int // how many source addresses; none: masquerade
+	untouched  bool             // connections keep the source that they have
 }
 
 func newShape() *shape {
@@ -80,9 +81,10 @@ func (s *shape) chains() []*chain {
 		all = append(all, p.make())
 	}
 	for _, v := range versions {
-		all = append(all, admit(v), depart(v, s.sources[v]), stray(v))
+		all = append(all, admit(v), s.depart(v), stray(v))
 	}
-	all = append(all, unserved())
+	all = append(all, unserved(), invalid())
+	all = append(all, count()...)
 	return append(all, hooked()...)
 }
 
@@ -113,18 +115,11 @@ func hooked() []*chain {
 	for _, v := range versions {
 		postrouting.add(v.only().direction(0).marked(ofRoute, routeOrPool).goTo("depart" + v.suffix))
 	}
+	// These two see every packet, so the first rule is the only one for most.
 	counting := &chain{name: "counting", hook: &hook{ofFilter, hookPostrouting, afterSrcNAT}}
-	for _, v := range versions {
-		for direction, name := range []string{"in", "out"} {
-			counting.add(v.only().marked(ofRoute, kindMask).direction(uint8(direction)).ct(unix.NFT_CT_MARK, first).ctOf(replyDirection, v.ctSource, first+1).update(name+v.suffix, first))
-		}
-	}
+	counting.add(newRule().marked(ofRoute, kindMask).goTo("count"))
 	strays := &chain{name: "strays", hook: &hook{ofFilter, hookPrerouting, priorityMangle}}
-	for _, v := range versions {
-		for _, set := range []string{"vips", "answers"} {
-			strays.add(v.only().invalid().payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first).in(set+v.suffix, first).goTo("stray" + v.suffix))
-		}
-	}
+	strays.add(newRule().invalid().goTo("invalid"))
 	own := &chain{name: "own", hook: &hook{ofFilter, hookOutput, priorityRaw}}
 	own.add(newRule().meta(unix.NFT_META_MARK, first).equal(first, mark(bypassMark).host()).untracked())
 	return []*chain{own, strays, prerouting, output, postrouting, counting}
@@ -270,7 +265,7 @@ func (p picker) make() *chain {
 }
 
 // depart gives the connection the mark of its route again, and a source address.
-func depart(v *version, sources int) *chain {
+func (s *shape) depart(v *version) *chain {
 	c := &chain{name: "depart" + v.suffix}
 	words := reg(v.length / 4)
 	for _, p := range protocols {
@@ -281,11 +276,13 @@ func depart(v *version, sources int) *chain {
 	member := v.only().ct(unix.NFT_CT_MARK, first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first+1)
 	c.add(member.update("connections"+v.suffix, first))
 	c.add(newRule().ct(unix.NFT_CT_MARK, first).dispatched("remember", first))
-	if sources == 0 {
+	switch sources := s.sources[v]; {
+	case s.untouched:
+	case sources == 0:
 		c.add(newRule().masquerade())
-		return c
+	default:
+		c.add(newRule().turn(unix.NFT_NG_RANDOM, uint32(sources), first).mapped("sources"+v.suffix, first, first).snat(v.proto, first))
 	}
-	c.add(newRule().turn(unix.NFT_NG_RANDOM, uint32(sources), first).mapped("sources"+v.suffix, first, first).snat(v.proto, first))
 	return c
 }
 
@@ -294,6 +291,32 @@ func (a affinity) make() *chain {
 	v := a.version
 	r := v.client(v.only(), first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, second)
 	c.add(r.remember("clients"+v.suffix, first, second, uint64(a.seconds)*1000))
+	return c
+}
+
+// count counts the bytes of a connection by route and member.
+func count() []*chain {
+	dispatch := &chain{name: "count"}
+	all := []*chain{dispatch}
+	for _, v := range versions {
+		dispatch.add(v.only().goTo("count" + v.suffix))
+		c := &chain{name: "count" + v.suffix}
+		for direction, name := range []string{"in", "out"} {
+			c.add(newRule().direction(uint8(direction)).ct(unix.NFT_CT_MARK, first).ctOf(replyDirection, v.ctSource, first+1).update(name+v.suffix, first))
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// invalid picks the packets that should belong to a connection of ours and do not.
+func invalid() *chain {
+	c := &chain{name: "invalid"}
+	for _, v := range versions {
+		for _, set := range []string{"vips", "answers"} {
+			c.add(v.only().payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first).in(set+v.suffix, first).goTo("stray" + v.suffix))
+		}
+	}
 	return c
 }
 

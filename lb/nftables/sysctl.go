@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"go.uber.org/zap"
+
+	"github.com/eclusa-lb/eclusa/lb"
 )
 
 // setting is one of the kernel's, of this network namespace, that the engine
@@ -16,15 +18,15 @@ type setting struct {
 	name string // below /proc/sys
 	want string
 	why  string
-	// required ones are such without which nothing is carried.
-	required bool
+	// without tells what is not carried without it; nil if everything is.
+	without *version
 	// before is called before the setting is changed.
 	before func() error
 }
 
 var settings = []setting{
-	{name: "net/ipv4/ip_forward", want: "1", required: true, why: "without it no IPv4 packet reaches a member"},
-	{name: "net/ipv6/conf/all/forwarding", want: "1", required: true, why: "without it no IPv6 packet reaches a member", before: keepRouterAdvertisements},
+	{name: "net/ipv4/ip_forward", want: "1", without: v4, why: "without it no IPv4 packet reaches a member"},
+	{name: "net/ipv6/conf/all/forwarding", want: "1", without: v6, why: "without it no IPv6 packet reaches a member", before: keepRouterAdvertisements},
 	{name: "net/netfilter/nf_conntrack_tcp_loose", want: "0", why: "with 1 a connection that was cut may be taken for a new one in the middle, and hang"},
 	{name: "net/netfilter/nf_conntrack_tcp_be_liberal", want: "1", why: "with 0 a segment that was delayed for long may get its connection reset"},
 }
@@ -51,8 +53,16 @@ func (s setting) read() finding {
 	return finding{s, strings.TrimSpace(string(b)), err}
 }
 
-// applySettings sets what is wrong and says so, or only complains.
-func applySettings(keep bool, log *zap.Logger) error {
+// applySettings sets what is wrong and says so, or only complains. It returns the
+// families of which nothing can be carried, and an error if that is IPv4, without
+// which an edge is of little use.
+func (e *Engine) applySettings() (closed map[*version]error, err error) {
+	keep := e.opts.KeepSysctls
+	if who := clusterProxy(e.rules); who != "" && !keep {
+		keep = true
+		e.log.Warn("the kernel's settings are left alone, since they are another program's too", zap.String("reason", who))
+	}
+	closed = make(map[*version]error)
 	for _, s := range settings {
 		f := s.read()
 		if f.right() || f.absent() {
@@ -60,21 +70,21 @@ func applySettings(keep bool, log *zap.Logger) error {
 		}
 		err := f.err
 		if err == nil && keep {
-			err = errors.New("the configuration keeps the engine from changing it")
+			err = errors.New("it is left alone")
 		}
 		if err == nil {
 			err = s.set()
 		}
-		switch {
-		case err == nil:
-			log.Info("changed a setting of the kernel", zap.String("setting", s.dotted()), zap.String("was", f.have), zap.String("is", s.want), zap.String("reason", s.why))
-		case s.required:
-			return fmt.Errorf("setting %s is %q and must be %q, since %s: %w", s.dotted(), f.have, s.want, s.why, err)
-		default:
-			log.Warn("a setting of the kernel is not as it should be", zap.String("setting", s.dotted()), zap.String("is", f.have), zap.String("want", s.want), zap.String("reason", s.why), zap.Error(err))
+		if err == nil {
+			e.log.Info("changed a setting of the kernel", zap.String("setting", s.dotted()), zap.String("was", f.have), zap.String("is", s.want), zap.String("reason", s.why))
+			continue
+		}
+		e.log.Warn("a setting of the kernel is not as it should be", zap.String("setting", s.dotted()), zap.String("is", f.have), zap.String("want", s.want), zap.String("reason", s.why), zap.Error(err))
+		if s.without != nil {
+			closed[s.without] = fmt.Errorf("setting %s is %q and must be %q, since %s: %w: %w", s.dotted(), f.have, s.want, s.why, err, lb.ErrUnsupported)
 		}
 	}
-	return nil
+	return closed, closed[v4]
 }
 
 func (s setting) set() error {
