@@ -19,6 +19,7 @@ const (
 	ctaMark       = 8
 	ctaID         = 12
 	ctaMarkMask   = 21
+	ctaFilter     = 25
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -72,23 +73,89 @@ func (f *flow) open() bool {
 // ourMarks selects routes, pools and owners: 0xec, 0xed and 0xee.
 const ourMarks = 0xfc000000
 
+// selector picks the flows of a member or of a frontend's address, perhaps of one
+// protocol. The zero value picks all.
+type selector struct {
+	protocol         uint8
+	member, frontend netip.Addr
+}
+
 // flows calls f for every connection with a mark of ours.
-func (s *socket) flows(f func(*flow)) error {
-	w := &buffer{}
-	at := w.begin(conntrackKind|messageGet, unix.NLM_F_DUMP, s.next(), unix.AF_UNSPEC, 0)
-	w.u32(ctaMark, uint32(ofRoute))
-	w.u32(ctaMarkMask, ourMarks)
-	w.end(at)
-	var one flow
-	err := s.stream(w, func(af uint8, body []byte) {
-		if one.read(af, body) {
-			f(&one)
-		}
-	})
+func (s *socket) flows(f func(*flow)) error { return s.selected(selector{}, f) }
+
+// selected calls f for the connections with a mark of ours that are picked, and
+// perhaps for others. The kernel leaves the rest out, which costs a small part of
+// telling about them.
+func (s *socket) selected(which selector, f func(*flow)) error {
+	err := s.dumpFlows(which, f)
+	if which != (selector{}) && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
+		err = s.dumpFlows(selector{}, f)
+	}
 	if err != nil {
 		return fmt.Errorf("read connection tracking: %w", err)
 	}
 	return nil
+}
+
+func (s *socket) dumpFlows(which selector, f func(*flow)) error {
+	w := &buffer{}
+	at := w.begin(conntrackKind|messageGet, unix.NLM_F_DUMP, s.next(), which.af(), 0)
+	w.u32(ctaMark, uint32(ofRoute))
+	w.u32(ctaMarkMask, ourMarks)
+	which.encode(w)
+	w.end(at)
+	var one flow
+	return s.stream(w, func(af uint8, body []byte) {
+		if one.read(af, body) {
+			f(&one)
+		}
+	})
+}
+
+func (w selector) af() uint8 {
+	switch {
+	case w.member.IsValid():
+		return versionOf(w.member).af
+	case w.frontend.IsValid():
+		return versionOf(w.frontend).af
+	}
+	return unix.AF_UNSPEC
+}
+
+// encode writes what the kernel compares with each flow: what the member sees for
+// the member, what the client sees for the frontend. Of IPv6 only the protocol is
+// compared, since Linux (6.18 still does) takes addresses for different that are
+// equal, and the other way round.
+func (w selector) encode(b *buffer) {
+	const (
+		bySource, byDestination, byProtocol = 1 << 0, 1 << 1, 1 << 3
+		original, reply                     = 1, 2
+	)
+	if w.af() == unix.AF_UNSPEC {
+		return
+	}
+	direction, kind, source, destination := uint16(reply), uint16(ctaTupleReply), w.member, netip.IPv4Unspecified()
+	if w.frontend.IsValid() {
+		direction, kind, source, destination = original, ctaTupleOrig, netip.IPv4Unspecified(), w.frontend
+	}
+	flags := uint32(0)
+	if w.protocol != 0 {
+		flags |= byProtocol
+	}
+	b.nest(kind, func() {
+		if w.af() == unix.AF_INET {
+			flags |= byDestination
+			if direction == reply {
+				flags ^= byDestination | bySource
+			}
+			b.nest(ctaTupleIP, func() {
+				b.bytes(1, source.AsSlice())
+				b.bytes(2, destination.AsSlice())
+			})
+		}
+		b.nest(ctaTupleProto, func() { b.u8(ctaProtoNum, w.protocol) })
+	})
+	b.nest(ctaFilter, func() { b.bytes(direction, binary.NativeEndian.AppendUint32(nil, flags)) })
 }
 
 // read decodes a message. It returns false for what the engine does not carry.

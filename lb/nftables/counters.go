@@ -54,17 +54,10 @@ func (e *Engine) Counters() []lb.RouteCounters {
 	for _, r := range s.routes {
 		all = append(all, t.of(r, s.pools[r.spec.Group]))
 	}
-	for key, r := range retired {
-		counted := t.of(r, s.pools[r.spec.Group])
-		if counted.Active > 0 {
+	for _, r := range retired {
+		if counted := t.of(r, s.pools[r.spec.Group]); counted.Active > 0 {
 			all = append(all, counted)
-			continue
 		}
-		e.mu.Lock()
-		if e.retired[key] == r {
-			e.drop(key, r)
-		}
-		e.mu.Unlock()
 	}
 	return all
 }

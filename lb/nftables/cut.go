@@ -16,8 +16,8 @@ import (
 // within half a second.
 var provokeAgain = []time.Duration{700 * time.Millisecond, 2500 * time.Millisecond}
 
-// cut is a connection that was cut a moment ago.
-type cut struct {
+// cutFlow is a connection that was cut a moment ago.
+type cutFlow struct {
 	flow
 	at    time.Time
 	tries int

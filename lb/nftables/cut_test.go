@@ -36,6 +36,7 @@ func cutHangsNobody(b *bench) {
 // cutWithKeptSources: likewise where members see the clients' addresses.
 func cutWithKeptSources(b *bench) {
 	b.begin(Options{KeepSources: true})
+	b.from = b.net.Client(b.family) // members know the way to such
 	b.cut()
 }
 
@@ -139,7 +140,7 @@ func (b *bench) allReset(waiting []net.Conn, start time.Time) (hung int, last ti
 func (b *bench) newcomers(f lb.Frontend, n int) (failed int) {
 	for range n {
 		ctx, cancel := context.WithTimeout(b.Context(), time.Second)
-		c, err := b.net.Dial(ctx, netip.Addr{}, f)
+		c, err := b.net.Dial(ctx, b.from, f)
 		cancel()
 		if err == nil {
 			_ = c.SetDeadline(time.Now().Add(time.Second))

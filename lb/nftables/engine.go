@@ -60,6 +60,7 @@ type Engine struct {
 	quit   chan struct{} // closed to end the keeper
 
 	mu         sync.Mutex // guards what follows
+	watch      *socket    // the keeper's own, to look at flows while mu is free
 	rules      *socket    // the kernel's tables; nil before the first Set
 	tracking   *socket    // its connection tracking
 	raw        *raw
@@ -81,10 +82,10 @@ type Engine struct {
 	byID    map[mark]*route    // those of state and the retired ones
 	orphans map[mark]time.Time // marks of flows that nobody knows, with when they end
 	sweeps  []time.Time        // when flows have to be looked at
-	soon    bool               // at once
+	soon    []selector         // which of them at once
 	swept   time.Time
 	cost    time.Duration // of the last look at all flows
-	cuts    []cut
+	cuts    []cutFlow
 	unclean bool // counters of routes that are forgotten are left
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
@@ -165,7 +166,10 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		e.numbers.recall(t.Routes)
 	}
 	p := e.plan(t, own, time.Now())
-	p.urgent = p.urgent || begins // there may be connections of a process before
+	if begins { // there may be connections of a process before
+		p.datagramsNow(selector{})
+		p.soon = append(p.soon, selector{})
+	}
 	if err := e.bringHome(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
@@ -173,7 +177,7 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
 	e.own, e.refused, e.former = own, p.refused, nil
-	e.adopt(p)
+	e.adopt(p, begins)
 	if len(p.refused) == 0 {
 		return nil, nil
 	}
@@ -226,7 +230,7 @@ func (e *Engine) carryOut(p *plan) error {
 
 // adopt makes the next state the one in force, and sees to the flows that it
 // concerns.
-func (e *Engine) adopt(p *plan) {
+func (e *Engine) adopt(p *plan, begins bool) {
 	for _, r := range p.revived {
 		delete(e.retired, retiredKey{r.Frontend, r.spec.Owner})
 	}
@@ -237,7 +241,7 @@ func (e *Engine) adopt(p *plan) {
 		for _, r := range p.next.routes {
 			e.byID[r.id] = r
 		}
-		p.urgent = e.restrictRetired(p.next.routes) || p.urgent
+		e.restrictRetired(p)
 		e.warnOfSources(p.next.routes)
 	}
 	e.state = p.next
@@ -245,14 +249,14 @@ func (e *Engine) adopt(p *plan) {
 	if len(p.affinity) > 0 {
 		e.purgeClients(p.affinity)
 	}
-	switch {
-	case p.urgent:
-		e.sweep()
-	case p.soon:
-		e.soon = true
+	if len(p.urgent) > 0 {
+		e.sweepNow(few(p.urgent))
+	}
+	if len(p.soon) > 0 {
+		e.soon = few(append(e.soon, p.soon...))
 		e.kick()
 	}
-	if p.urgent || p.later {
+	if p.later || begins {
 		e.schedule(p.now)
 	}
 }
@@ -266,25 +270,24 @@ func (e *Engine) retire(r *route, now time.Time) {
 }
 
 // restrictRetired makes the source ranges of a load balancer reach connections that
-// drain on frontends that it has no more. It returns whether any may have to end.
-func (e *Engine) restrictRetired(routes map[lb.Frontend]*route) (changed bool) {
+// drain on frontends that it has no more.
+func (e *Engine) restrictRetired(p *plan) {
 	if len(e.retired) == 0 {
-		return false
+		return
 	}
 	ranges := make(map[lb.Owner][]netip.Prefix) // the frontends of an owner have the same
-	for _, r := range routes {
+	for _, r := range p.next.routes {
 		if len(r.spec.SourceRanges) > 0 {
 			ranges[r.spec.Owner] = r.spec.SourceRanges
 		}
 	}
 	for key, r := range e.retired {
 		if now := ranges[key.owner]; len(now) > 0 && !slices.Equal(now, r.spec.SourceRanges) {
-			changed = true
 			e.retired[key] = r.restricted(now)
 			e.byID[r.id] = e.retired[key]
+			p.soon = append(p.soon, selector{frontend: r.Addr})
 		}
 	}
-	return changed
 }
 
 // warnOfSources tells once of each family that has load balancers and too few

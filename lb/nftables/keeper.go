@@ -40,6 +40,9 @@ func (e *Engine) start() (err error) {
 	if e.tracking, err = dial(); err != nil {
 		return err
 	}
+	if e.watch, err = dial(); err != nil {
+		return err
+	}
 	if e.raw, err = openRaw(); err != nil {
 		return err
 	}
@@ -60,7 +63,7 @@ func (e *Engine) start() (err error) {
 }
 
 func (e *Engine) closeSockets() {
-	for _, s := range []**socket{&e.rules, &e.tracking} {
+	for _, s := range []**socket{&e.rules, &e.tracking, &e.watch} {
 		if *s != nil {
 			(*s).close()
 			*s = nil
@@ -93,15 +96,13 @@ func (e *Engine) keepWatch() {
 
 // attend does what is due and returns when something will be next.
 func (e *Engine) attend(cleaned *time.Time) time.Duration {
+	e.sweepDue()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := time.Now()
-	if e.closed || e.handed || e.state.chains == nil {
+	if e.idle() {
 		return lookInterval
 	}
-	if e.due(now) {
-		e.sweep()
-	}
+	now := time.Now()
 	e.provokeAgain(now)
 	if err := e.restore(); err != nil {
 		e.log.Error("the kernel's table cannot be restored; it is tried again", zap.Error(err))
@@ -112,6 +113,10 @@ func (e *Engine) attend(cleaned *time.Time) time.Duration {
 	}
 	return e.next(now)
 }
+
+// idle tells whether the kernel's table is not this engine's to care for. Callers
+// hold mu.
+func (e *Engine) idle() bool { return e.closed || e.handed || e.state.chains == nil }
 
 // restore repairs the table if somebody else has changed it.
 func (e *Engine) restore() error {
@@ -127,16 +132,19 @@ func (e *Engine) restore() error {
 	return err
 }
 
-// due tells whether flows have to be looked at now, and forgets why.
-func (e *Engine) due(now time.Time) bool {
+// due tells which flows have to be looked at now, and forgets why. Callers hold mu.
+func (e *Engine) due(now time.Time) []selector {
 	n := 0
 	for n < len(e.sweeps) && !e.sweeps[n].After(now) {
 		n++
 	}
 	e.sweeps = slices.Delete(e.sweeps, 0, n)
-	soon := e.soon
-	e.soon = false
-	return soon || n > 0 || now.Sub(e.swept) >= e.idleSweep()
+	some := e.soon
+	e.soon = nil
+	if n > 0 || now.Sub(e.swept) >= e.idleSweep() {
+		return []selector{{}}
+	}
+	return some
 }
 
 // idleSweep is how often connections are looked at that may be idle.

@@ -32,6 +32,7 @@ type bench struct {
 	family lb.Family
 	engine *Engine
 	table  lb.Table
+	from   netip.Addr // of clients; any if it is the zero Addr
 }
 
 // TestKernel checks what is special about an engine in the kernel.
@@ -50,6 +51,7 @@ func TestKernel(t *testing.T) {
 			{"OfTheEdgeItself", ofTheEdgeItself},
 			{"Unserved", unservedRefuses},
 			{"AffinityEnds", affinityEnds},
+			{"SelectorsPick", selectorsPick},
 			{"CutHangsNobody", cutHangsNobody},
 			{"CutWithKeptSources", cutWithKeptSources},
 			{"CutBesideClusterProxy", cutBesideClusterProxy},
@@ -210,7 +212,9 @@ func serve(c net.Conn) {
 // client is.
 func (b *bench) dial(f lb.Frontend) (net.Conn, string) {
 	b.Helper()
-	c, err := b.net.Dial(b.Context(), netip.Addr{}, f)
+	ctx, cancel := context.WithTimeout(b.Context(), patience)
+	defer cancel()
+	c, err := b.net.Dial(ctx, b.from, f)
 	if err != nil {
 		b.Fatalf("dial %s: %v", f, err)
 	}

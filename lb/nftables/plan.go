@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -61,9 +63,17 @@ type plan struct {
 	affinity []netip.Addr // members that remembered clients must not go to any more
 	// homes are the routes whose clients are remembered from now on.
 	homes map[mark]*route
-	// urgent tells that there may be sessions that must not have one more datagram,
-	// soon that connections have to be reset, later that some end by and by.
-	urgent, soon, later bool
+	// urgent are the flows among which may be sessions that must not have one more
+	// datagram, soon those among which connections have to be reset; later tells that
+	// some end by and by.
+	urgent, soon []selector
+	later        bool
+}
+
+// datagramsNow notes that sessions may have to end before Set returns.
+func (p *plan) datagramsNow(which selector) {
+	which.protocol = unix.IPPROTO_UDP
+	p.urgent = append(p.urgent, which)
 }
 
 // plan works out the next state. It changes nothing but which numbers are given
@@ -163,10 +173,16 @@ func (p *plan) changeMembers(was, now *pool, datagrams bool) {
 		switch {
 		case stays && after.State == b.State:
 		case !stays:
-			p.urgent, p.later = p.urgent || datagrams, true
+			if datagrams {
+				p.datagramsNow(selector{member: a})
+			}
+			p.later = true
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Dead:
-			p.urgent, p.soon = p.urgent || datagrams, true
+			if datagrams {
+				p.datagramsNow(selector{member: a})
+			}
+			p.soon = append(p.soon, selector{member: a})
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Draining:
 			p.later = true
@@ -283,7 +299,9 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 			p.removed = append(p.removed, was)
 			p.changeElements(was.elements, nil)
 			p.later = true
-			p.urgent = p.urgent || f.Protocol == lb.UDP
+			if f.Protocol == lb.UDP {
+				p.datagramsNow(selector{frontend: f.Addr})
+			}
 		}
 	}
 }
@@ -317,8 +335,12 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 			p.later = true
 		}
 		narrowed := len(spec.SourceRanges) > 0 && !slices.Equal(was.spec.SourceRanges, spec.SourceRanges)
-		p.soon = p.soon || spec.ResetDead && !was.spec.ResetDead || narrowed
-		p.urgent = p.urgent || narrowed && f.Protocol == lb.UDP
+		switch {
+		case narrowed && f.Protocol == lb.UDP:
+			p.datagramsNow(selector{frontend: f.Addr})
+		case narrowed, spec.ResetDead && !was.spec.ResetDead:
+			p.soon = append(p.soon, selector{frontend: f.Addr})
+		}
 	default:
 		if old := p.e.retired[retiredKey{f, spec.Owner}]; old != nil {
 			r.id, r.since = old.id, old.since

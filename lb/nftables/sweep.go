@@ -1,7 +1,9 @@
 package nftables
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,16 +16,23 @@ import (
 type verdict uint8
 
 const (
-	keep   verdict = iota
-	forget         // without a word: the next packet begins anew
-	reset          // both ends are told
+	keep    verdict = iota
+	forget          // without a word: the next packet begins anew
+	reset           // both ends are told
+	unknown         // nobody knows the route
 )
 
+// view is what decides about flows.
+type view struct {
+	state *state
+	byID  map[mark]*route
+}
+
 // judge decides about a flow of which the engine knows the route.
-func (e *Engine) judge(f *flow, now time.Time) verdict {
-	r := e.byID[f.mark]
+func (v view) judge(f *flow, now time.Time) verdict {
+	r := v.byID[f.mark]
 	if r == nil {
-		return e.judgeOrphan(f, now)
+		return unknown
 	}
 	over := reset
 	if f.protocol == unix.IPPROTO_UDP || !f.replied() {
@@ -38,7 +47,7 @@ func (e *Engine) judge(f *flow, now time.Time) verdict {
 		}
 		return keep
 	}
-	pool := e.state.pools[r.spec.Group]
+	pool := v.state.pools[r.spec.Group]
 	a := f.member.Addr()
 	b, there := pool.members[a]
 	switch {
@@ -95,51 +104,129 @@ func (e *Engine) judgeOrphan(f *flow, now time.Time) verdict {
 	return reset
 }
 
-// sweep looks at all flows and ends those that must not go on. Callers hold mu.
-func (e *Engine) sweep() {
-	start := time.Now()
-	var gone []flow
-	var resets int
-	used := make(map[mark]bool)
-	err := e.tracking.flows(func(f *flow) {
-		if f.open() {
-			used[f.mark] = true
-		}
-		v := e.judge(f, start)
-		if v == keep {
-			return
-		}
-		gone = append(gone, *f)
-		if v == reset && f.open() {
-			resets++
-			e.cuts = append(e.cuts, cut{flow: *f, at: start})
-		}
+// maxSelectors is beyond how many it is cheaper to look at everything.
+const maxSelectors = 16
+
+// few returns a selection of no more than maxSelectors, which may pick more.
+func few(all []selector) []selector {
+	seen := make(map[selector]bool)
+	all = slices.DeleteFunc(all, func(s selector) bool {
+		again := seen[s]
+		seen[s] = true
+		return again
 	})
-	if err == nil {
-		err = e.tracking.forget(gone)
+	if len(all) > maxSelectors || seen[selector{}] {
+		return []selector{{}}
 	}
+	return all
+}
+
+// sweepNow ends those of the picked flows that must not go on. Callers hold mu.
+func (e *Engine) sweepNow(which []selector) {
+	now := time.Now()
+	over, _, err := e.tracking.overdue(which, view{e.state, e.byID}, now)
+	e.failed(err, now)
+	e.finish(over, now)
+}
+
+// sweepDue looks at the flows that have to be looked at, if any, and ends those that
+// must not go on. There may be very many, so it holds mu only while it ends some.
+func (e *Engine) sweepDue() {
+	e.mu.Lock()
+	if e.idle() {
+		e.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	which, socket := e.due(now), e.watch
+	before := view{e.state, nil}
+	if len(which) > 0 {
+		before.byID = maps.Clone(e.byID)
+	}
+	e.mu.Unlock()
+	if len(which) == 0 {
+		return
+	}
+	over, used, err := socket.overdue(which, before, now)
+	for part := range slices.Chunk(over, maxFlowsAtOnce) {
+		e.mu.Lock()
+		if !e.idle() {
+			e.finish(part, now)
+		}
+		e.mu.Unlock()
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed(err, now)
+	if err == nil && which[0] == (selector{}) {
+		e.forgetUnused(used, before, now)
+	}
+	if which[0] == (selector{}) {
+		e.swept, e.cost = now, time.Since(now)
+	}
+}
+
+// overdue returns those of the picked flows that may have to end, and the marks of
+// all open ones.
+func (s *socket) overdue(which []selector, v view, now time.Time) (over []flow, used map[mark]bool, err error) {
+	used = make(map[mark]bool)
+	for _, w := range which {
+		if err := s.selected(w, func(f *flow) {
+			if f.open() {
+				used[f.mark] = true
+			}
+			if v.judge(f, now) != keep {
+				over = append(over, *f)
+			}
+		}); err != nil {
+			return over, used, err
+		}
+	}
+	return over, used, nil
+}
+
+// failed makes flows be looked at again soon. Callers hold mu.
+func (e *Engine) failed(err error, now time.Time) {
 	if err != nil {
 		e.log.Error("connections of members or frontends that are gone cannot be ended; it is tried again", zap.Error(err))
-		e.sweepAt(start.Add(time.Second))
+		e.sweepAt(now.Add(time.Second))
 	}
+}
+
+// finish ends flows, unless they may go on by now. Callers hold mu.
+func (e *Engine) finish(over []flow, now time.Time) {
+	v := view{e.state, e.byID}
+	cut := 0
+	gone := slices.DeleteFunc(over, func(f flow) bool {
+		d := v.judge(&f, now)
+		if d == unknown {
+			d = e.judgeOrphan(&f, now)
+		}
+		if d == reset && f.open() {
+			cut++
+			e.cuts = append(e.cuts, cutFlow{flow: f, at: now})
+		}
+		return d == keep
+	})
+	e.failed(e.tracking.forget(gone), now)
+	// What is not forgotten yet would be reset by itself, which is as good.
 	for i := range e.cuts {
 		if c := &e.cuts[i]; c.tries == 0 {
 			c.tries = 1
 			e.raw.provoke(&c.flow, true)
 		}
 	}
-	if resets > 0 {
-		e.log.Info("connections were reset", zap.Int("connections", resets))
+	if cut > 0 {
+		e.log.Info("connections were reset", zap.Int("connections", cut))
 		e.kick()
 	}
-	e.swept, e.cost = start, time.Since(start)
-	e.forgetUnused(used, start)
 }
 
-// forgetUnused forgets removed routes and orphans without connections.
-func (e *Engine) forgetUnused(used map[mark]bool, now time.Time) {
+// forgetUnused forgets removed routes and orphans without connections. before is
+// what was known when they were looked for.
+func (e *Engine) forgetUnused(used map[mark]bool, before view, now time.Time) {
 	for key, r := range e.retired {
-		if !used[r.id] {
+		if !used[r.id] && before.byID[r.id] == r {
 			e.drop(key, r)
 		}
 	}
