@@ -68,6 +68,7 @@ func inNamespaces(t *testing.T, run func(n lbtest.Network)) {
 }
 
 func TestEngine(t *testing.T) {
+	t.Parallel()
 	for _, f := range []lb.Family{lb.IPv4, lb.IPv6} {
 		for _, p := range []lb.Protocol{lb.TCP, lb.UDP} {
 			t.Run(string(f)+"-"+string(p), func(t *testing.T) {
