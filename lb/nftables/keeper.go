@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -147,19 +148,20 @@ func (e *Engine) due(now time.Time) []selector {
 	return some
 }
 
-// idleSweep is how often connections are looked at that may be idle.
+// idleSweep is how often connections are looked at that may be idle: often enough to
+// meet each of them while the kernel still knows it, and otherwise seldom.
 func (e *Engine) idleSweep() time.Duration {
-	interval := time.Minute
+	least, most := time.Minute, time.Hour
 	for t := range e.state.shape.timeouts {
 		switch {
-		case t.protocol != protocolNumber("tcp"):
-		case slackOf(t.seconds-3) == 3:
-			interval = min(interval, time.Second)
+		case t.protocol != unix.IPPROTO_TCP:
+		case slackOf(t.seconds-shortSlack) == shortSlack:
+			least, most = min(least, time.Second), min(most, 2*time.Second)
 		default:
-			interval = min(interval, 20*time.Second)
+			least, most = min(least, 20*time.Second), min(most, 28*time.Second)
 		}
 	}
-	return max(interval, sweepShare*e.cost)
+	return min(max(least, sweepShare*e.cost), most)
 }
 
 // next is when there is something to do again.

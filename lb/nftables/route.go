@@ -93,8 +93,11 @@ func slackOf(idle int) int {
 	if idle >= 60 {
 		return 30
 	}
-	return 3
+	return shortSlack
 }
+
+// shortSlack is the slack of connections that are idle for less than a minute.
+const shortSlack = 3
 
 func (r *route) limit() limit { return limit{r.version(), r.spec.MaxConnections} }
 

@@ -148,6 +148,7 @@ func (e *Engine) sweepDue() {
 		return
 	}
 	over, used, err := socket.overdue(which, before, now)
+	cost := time.Since(now)
 	for part := range slices.Chunk(over, maxFlowsAtOnce) {
 		e.mu.Lock()
 		if !e.idle() {
@@ -162,7 +163,7 @@ func (e *Engine) sweepDue() {
 		e.forgetUnused(used, before, now)
 	}
 	if which[0] == (selector{}) {
-		e.swept, e.cost = now, time.Since(now)
+		e.swept, e.cost = now, cost
 	}
 }
 
