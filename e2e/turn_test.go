@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/eclusa-lb/eclusa/lab"
 )
@@ -102,7 +103,9 @@ func takeTurn(t *testing.T, alone bool) {
 	turns.waiting = append(turns.waiting, own)
 	giveTurns()
 	turns.mu.Unlock()
+	begun := time.Now()
 	<-own.ready
+	t.Logf("its turn came after %.0f s, which are part of how long it took", time.Since(begun).Seconds())
 	t.Cleanup(func() {
 		turns.mu.Lock()
 		defer turns.mu.Unlock()
