@@ -245,7 +245,7 @@ func planned(t *testing.T, s *stage) {
 	svc := lab.Service(s.ns, s.title)
 	svc.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}
 	svc.Spec.Selector = map[string]string{"app": "web"}
-	annotated("algoritm", "source-hash", "idle-timeout", "1ms", "health-check-interval", "soon")(svc)
+	annotated("drain-timout", "1m", "idle-timeout", "1ms", "health-check-interval", "soon")(svc)
 	manifest, err := yaml.Marshal(svc)
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func planned(t *testing.T, s *stage) {
 	if err := os.WriteFile(file, manifest, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	words := []string{"eclusa.io/algoritm", "did you mean eclusa.io/algorithm?", "eclusa.io/idle-timeout", "1ms", "eclusa.io/health-check-interval", "soon"}
+	words := []string{"eclusa.io/drain-timout", "did you mean eclusa.io/drain-timeout?", "eclusa.io/idle-timeout", "1ms", "eclusa.io/health-check-interval", "soon"}
 	stdout, stderr, _ := s.plugin.run(t, "plan", "-f", file)
 	wantWords(t, "the plan", stdout+stderr, words)
 	o := s.make(t, "", func(o *corev1.Service) { o.Annotations = svc.Annotations })
