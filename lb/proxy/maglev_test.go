@@ -102,7 +102,8 @@ func TestMaglevIsTheSameEverywhere(t *testing.T) {
 func TestHashedAvoids(t *testing.T) {
 	fe, g := picker(lb.Route{Algorithm: lb.SourceHash}, 1, 1, 1)
 	e := New(Options{})
-	await(t.Context(), e.tables.want([]hashedGroup{{view: g.view.Load()}}))
+	missing, _ := e.tables.want([]hashedGroup{{view: g.view.Load()}})
+	await(t.Context(), missing)
 	clients := someClients(300)
 	home := map[int]lb.NodeName{}
 	for i, c := range clients {

@@ -83,7 +83,11 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	c.reset()
 	needs := needsOf(t.Routes)
 	c.setGroups(t.Groups, needs)
-	c.setTables(ctx, needs)
+	// All views are in force by now, so that nobody waits who has lost a member.
+	ctx, cancel := context.WithTimeout(ctx, tableWait)
+	defer cancel()
+	missing, outdated := e.tables.want(c.hashedGroups(needs))
+	await(ctx, missing) // or clients would go elsewhere for a moment when an edge starts
 	c.setRoutes(t.Routes)
 	c.dropTables(needs)
 	// What is closed must be closed before its address is opened again.
@@ -94,6 +98,8 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		fe.judge(c.now, c.act)
 	}
 	c.do()
+	await(ctx, outdated)
+	c.shareClients()
 	e.forgetRetired()
 	if len(c.refused) == 0 {
 		return nil, nil
@@ -166,16 +172,14 @@ func needsOf(routes map[lb.Frontend]lb.Route) map[lb.GroupID]need {
 	return all
 }
 
-// setTables gives groups their tables, or has them made. All views are in force by
-// now, so that nobody waits for it who has lost a member.
-func (c *change) setTables(ctx context.Context, needs map[lb.GroupID]need) {
-	var hashed []hashedGroup
+// hashedGroups returns the groups that need a table.
+func (c *change) hashedGroups(needs map[lb.GroupID]need) (hashed []hashedGroup) {
 	for id, n := range needs {
 		if g := c.e.groups[id]; g != nil && n.table {
 			hashed = append(hashed, hashedGroup{id, g.view.Load()})
 		}
 	}
-	await(ctx, c.e.tables.want(hashed))
+	return hashed
 }
 
 // dropTables forgets the tables of groups whose routes do not go by them any more.

@@ -18,8 +18,8 @@ const (
 	// most: 64 MiB, twice as much for a moment while they are replaced, and about two
 	// seconds of one processor for all of them. The groups beyond go by rendezvous.
 	maxTablePlaces = 1 << 24
-	// tableWait is how long a Set waits for the tables of groups that have none, so
-	// that an edge that starts does not send clients elsewhere for a moment.
+	// tableWait is how long a Set waits for tables: nearly always long enough for all
+	// of them, and never so long that others would notice.
 	tableWait = 250 * time.Millisecond
 )
 
@@ -99,9 +99,9 @@ type hashedGroup struct {
 }
 
 // want gives the views of groups the tables that there are, and has the others made.
-// What else there was is forgotten. It returns the tables of views that have none
-// meanwhile. Only Set calls it.
-func (ts *tables) want(groups []hashedGroup) (missing []*table) {
+// What else there was is forgotten. It returns the tables that are to be made: those
+// of views that have none meanwhile, and the others. Only Set calls it.
+func (ts *tables) want(groups []hashedGroup) (missing, outdated []*table) {
 	// Small tables first, so that they neither wait for large ones nor go without.
 	slices.SortFunc(groups, func(a, b hashedGroup) int {
 		return cmp.Or(cmp.Compare(maglevSize(a.size), maglevSize(b.size)), cmp.Compare(a.id.Cluster, b.id.Cluster),
@@ -143,6 +143,8 @@ func (ts *tables) want(groups []hashedGroup) (missing []*table) {
 		}
 		if g.placed.Load() == nil {
 			missing = append(missing, t)
+		} else {
+			outdated = append(outdated, t)
 		}
 		t.waiting = append(t.waiting, g.view)
 	}
@@ -150,7 +152,7 @@ func (ts *tables) want(groups []hashedGroup) (missing []*table) {
 		ts.working = true
 		ts.running.Go(ts.work)
 	}
-	return missing
+	return missing, outdated
 }
 
 // place makes a view use its own table.
@@ -190,14 +192,9 @@ func (ts *tables) stop() {
 	ts.wanted, ts.pending = nil, nil
 }
 
-// await waits for tables, but not for long.
-func await(ctx context.Context, missing []*table) {
-	if len(missing) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, tableWait)
-	defer cancel()
-	for _, t := range missing {
+// await waits until tables are made or the context ends.
+func await(ctx context.Context, all []*table) {
+	for _, t := range all {
 		select {
 		case <-t.made:
 		case <-ctx.Done():
