@@ -55,7 +55,7 @@ type sessionRecord struct {
 // HandOver stops reading the sockets of all frontends and UDP sessions, and sends
 // them. Established TCP connections go on here.
 func (e *Engine) HandOver(ctx context.Context, send func(lb.Parcel) error) error {
-	parcels, err := e.bequeath()
+	parcels, err := e.bequeath(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func (e *Engine) HandOver(ctx context.Context, send func(lb.Parcel) error) error
 }
 
 // bequeath pauses everything and tells what is there.
-func (e *Engine) bequeath() ([]lb.Parcel, error) {
+func (e *Engine) bequeath(ctx context.Context) ([]lb.Parcel, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -83,7 +83,10 @@ func (e *Engine) bequeath() ([]lb.Parcel, error) {
 		return nil, errors.New("hand over: the proxy has not served yet what it was given itself")
 	}
 	e.handed = true
-	clients := e.remembered() // first, since traffic goes on meanwhile
+	clients, err := e.remembered(ctx) // first, since traffic goes on meanwhile
+	if err != nil {
+		return nil, err
+	}
 	e.doListeners(func(ln acceptor) func(*loop) { return ln.pause })
 	var w will
 	for _, fe := range e.frontends {
