@@ -61,6 +61,7 @@ func (u *udpListener) assign(l *loop, fe *frontend) {
 	u.refusing = false // or it would be closed
 	u.forgetAll(l)
 	u.fe, u.refusing = fe, refusing
+	u.closeIfUnused(l)
 }
 
 // serve without members gives the port back, so that the kernel tells clients
@@ -389,8 +390,8 @@ func (s *session) ready(l *loop, _ uint32) {
 	if !s.replied {
 		s.replied = true
 		s.link.praise()
-	}
 		s.settle(l)
+	}
 	s.passed(l, d, 0, n, &s.link.bytesOut)
 	for i := 0; i < n; {
 		sent, err := d.send(s.u.fd, i, n, &s.name)
