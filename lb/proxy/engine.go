@@ -53,7 +53,10 @@ type Engine struct {
 	retired   map[retiredKey]*frontend // removed ones whose connections drain
 }
 
-var _ lb.Engine = (*Engine)(nil)
+var (
+	_ lb.Engine     = (*Engine)(nil)
+	_ lb.Restricter = (*Engine)(nil)
+)
 
 // New returns an engine that serves nothing yet. It opens and starts nothing;
 // the first Set does.

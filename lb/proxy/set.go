@@ -263,15 +263,21 @@ func (c *change) restrictRetired(routes map[lb.Frontend]lb.Route) {
 		}
 	}
 	for _, fe := range c.e.retired {
-		was, allowed := fe.spec.Load(), ranges[fe.owner.id]
-		if len(allowed) == 0 || sameRanges(was.SourceRanges, allowed) {
-			continue
-		}
-		s := *was
-		s.SourceRanges, s.allowed = allowed, c.rangesOf(allowed)
-		fe.spec.Store(&s)
-		c.inAll(fe.expel)
+		c.restrict(fe, ranges[fe.owner.id])
 	}
+}
+
+// restrict ends the connections of clients that are not allowed; an empty list allows
+// all.
+func (c *change) restrict(fe *frontend, allowed []netip.Prefix) {
+	was := fe.spec.Load()
+	if len(allowed) == 0 || sameRanges(was.SourceRanges, allowed) {
+		return
+	}
+	s := *was
+	s.SourceRanges, s.allowed = allowed, c.rangesOf(allowed)
+	fe.spec.Store(&s)
+	c.inAll(fe.expel)
 }
 
 // unsupported says why a route cannot be served, whatever the machine is like.
