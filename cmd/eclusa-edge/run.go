@@ -209,8 +209,8 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 	// The engine tells the edge, which needs the engine to be made. No traffic
 	// flows before Run, so nobody is told before e is set.
 	var e *edge.Edge
-	p.engine = newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
-		e.DialFailed(owner.Cluster, check, node)
+	p.engine = newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, err error) {
+		e.DialFailed(owner.Cluster, check, node, err)
 	})
 	policies := make(map[lb.Cluster]lb.Policy, len(c.Clusters))
 	for _, cluster := range c.Clusters {
