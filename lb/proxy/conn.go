@@ -46,8 +46,8 @@ type conn struct {
 	srcPort uint16 // of src
 	tries   uint8
 	state   uint8
-	homeGen uint8 // see link.settle
-	queued  bool  // in the loop's queue
+	homeGen uint16 // see link.settle
+	queued  bool   // in the loop's queue
 }
 
 // sock is one side of a connection.

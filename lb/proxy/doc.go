@@ -62,13 +62,17 @@
 // a member that joins or comes back takes nobody away, and a client whose member is
 // lost stays with the next one. A connection that is open counts as being there;
 // one that had to go elsewhere, since the member did not answer just then, moves
-// nobody. The memory is bounded (Options.AffinityClients) and is handed over to the
-// next process, up to 131,072 clients; whoever is not in it goes by the hash, as on
-// another edge and after a crash. Affinity goes before the algorithm.
+// nobody. A UDP client has reached a member when that has answered. The memory is
+// bounded (Options.AffinityClients); when it is short, each cluster has the same
+// share, and each load balancer of a cluster. The youngest 131,072 clients are handed
+// over to the next process; whoever is not remembered goes by the hash, as on another
+// edge and after a crash. Affinity goes before the algorithm.
 //
 // SourceHash keeps no memory: a Maglev table of the group's active members decides,
 // on every edge alike. Its size goes by the number of members in whatever state,
-// in few steps, since another size moves nearly all clients: 16, 128 and 1,000.
+// in few steps, since another size moves nearly all clients: 16, 128 and 1,000. Tables
+// are made beside Set, and equal groups share one; until a table is there, the one
+// before goes on with the members that are left.
 //
 // # Families
 //

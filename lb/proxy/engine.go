@@ -31,6 +31,7 @@ type Engine struct {
 	files      budget
 	population budget
 	clients    budget // entries of clients that are remembered
+	tables     tables // of groups
 	panics     atomic.Uint64
 	limitLog   throttle // "a limit is reached"
 	acceptLog  throttle // "accepting does not work"
@@ -52,7 +53,10 @@ type Engine struct {
 	retired   map[retiredKey]*frontend // removed ones whose connections drain
 }
 
-var _ lb.Engine = (*Engine)(nil)
+var (
+	_ lb.Engine     = (*Engine)(nil)
+	_ lb.Restricter = (*Engine)(nil)
+)
 
 // New returns an engine that serves nothing yet. It opens and starts nothing;
 // the first Set does.
@@ -69,6 +73,7 @@ func New(o Options) *Engine {
 	}
 	e.files.limit = int64(fileShare())
 	e.clients.limit = int64(e.opts.AffinityClients)
+	e.tables.limit, e.tables.running = maxTablePlaces, &e.running
 	e.population.limit = int64(o.MaxConnections)
 	if o.MaxConnections <= 0 {
 		e.population.limit = e.files.limit
@@ -207,6 +212,7 @@ func (e *Engine) stop() error {
 		return nil
 	}
 	e.stopped = true
+	e.tables.stop()
 	if n := e.population.used.Load(); n > 0 {
 		e.opts.Log.Info("connections are reset, since the time to drain is over", zap.Int64("connections", n))
 	}
