@@ -3,10 +3,10 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,9 +42,6 @@ type loop struct {
 	index int
 
 	epfd   int
-	file   *os.File // epfd, in the poller of the runtime
-	raw    syscall.RawConn
-	poll   func(fd uintptr) bool // made once, since it is called for each wait
 	wakefd int
 	wakeAt int32 // slot of wakefd
 
@@ -54,7 +51,6 @@ type loop struct {
 	slots  []slot
 	free   []int32
 	timers timers
-	armed  int64 // the deadline that the runtime knows of
 	runq   []*conn
 	spare  []*conn
 
@@ -87,38 +83,12 @@ func newLoop(e *Engine, index int) (*loop, error) {
 		return nil, fmt.Errorf("create event descriptor: %w", err)
 	}
 	l := &loop{e: e, index: index, epfd: epfd, wakefd: wakefd, scratch: make([]byte, scratchSize)}
-	if err := l.register(); err != nil {
+	if l.wakeAt, err = l.add(l.wakefd, waker{}, unix.EPOLLIN); err != nil {
 		closeFD(wakefd)
-		if l.file == nil {
-			closeFD(epfd)
-		} else {
-			_ = l.file.Close()
-		}
+		closeFD(epfd)
 		return nil, err
 	}
 	return l, nil
-}
-
-// register puts the loop's epoll descriptor into the poller of the runtime and
-// the waking descriptor into the former.
-func (l *loop) register() error {
-	// Only a descriptor that is not blocking goes into the poller.
-	if err := unix.SetNonblock(l.epfd, true); err != nil {
-		return fmt.Errorf("set epoll descriptor to not blocking: %w", err)
-	}
-	l.file = os.NewFile(uintptr(l.epfd), "epoll")
-	if err := l.file.SetDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("put epoll descriptor into the poller: %w", err)
-	}
-	raw, err := l.file.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("put epoll descriptor into the poller: %w", err)
-	}
-	l.raw = raw
-	l.poll = l.take
-	l.armed = never
-	l.wakeAt, err = l.add(l.wakefd, waker{}, unix.EPOLLIN)
-	return err
 }
 
 // waker is the handler of the descriptor that tells of posts.
@@ -187,48 +157,26 @@ func (l *loop) close() {
 	}
 	l.icmp.close(&l.e.files)
 	closeFD(l.wakefd)
-	_ = l.file.Close()
+	closeFD(l.epfd)
 }
 
-// wait waits for events or for the next timer.
+// wait waits for events or for the next timer. It blocks its thread, since that
+// costs one system call and one switch where the poller of the runtime costs
+// several of both; see processors.
 func (l *loop) wait() error {
-	l.got = 0
+	timeout := -1
 	if len(l.runq) > 0 {
-		l.take(uintptr(l.epfd))
-		return nil
+		timeout = 0
+	} else if next := l.timers.next(); next != never {
+		// Rounded up, or it would wake just before the time.
+		timeout = int(min(max(next-l.e.clock()+int64(time.Millisecond)-1, 0)/int64(time.Millisecond), math.MaxInt32))
 	}
-	l.arm()
-	err := l.raw.Read(l.poll)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		l.armed = 0
-		return nil
+	n, err := unix.EpollWait(l.epfd, l.events[:], timeout)
+	l.got = max(n, 0)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return os.NewSyscallError("epoll_wait", err)
 	}
-	return err
-}
-
-// take takes the events that are there; false if there are none.
-func (l *loop) take(fd uintptr) bool {
-	n, err := unix.EpollWait(int(fd), l.events[:], 0)
-	if err != nil { // EINTR
-		return false
-	}
-	l.got = n
-	return n > 0
-}
-
-// arm tells the runtime the time of the next timer. A deadline that is too early
-// stays, since telling costs more than waking up once in vain.
-func (l *loop) arm() {
-	next := l.timers.next()
-	if l.armed != 0 && l.armed <= next {
-		return
-	}
-	l.armed = next
-	var deadline time.Time
-	if next != never {
-		deadline = l.e.start.Add(time.Duration(next))
-	}
-	_ = l.file.SetReadDeadline(deadline)
+	return nil
 }
 
 // add starts telling h of events of fd.
