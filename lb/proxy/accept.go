@@ -19,7 +19,7 @@ const (
 	acceptPause = 50 * time.Millisecond
 	// slack is how many connections more than the least loaded loop a loop has
 	// before it gives new ones away, since giving away costs a switch.
-	slack = 32
+	slack = 4
 )
 
 // errEnded says that a socket has closed itself.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +19,10 @@ const (
 	batch = 256
 	// scratchSize is the size of a loop's buffer, and so of the largest read.
 	scratchSize = 64 << 10
+	// yieldEvery is how often a loop calls the scheduler of the runtime. That takes
+	// a goroutine that has not done so for 10 ms for one that keeps others waiting,
+	// and then interrupts it and takes its processor every 20 us.
+	yieldEvery = int64(8 * time.Millisecond)
 )
 
 // handler is something with a descriptor in a loop.
@@ -46,6 +51,7 @@ type loop struct {
 	wakeAt int32 // slot of wakefd
 
 	now    int64 // since the engine's start, as of the present batch
+	yield  int64 // when to call the scheduler next
 	events [batch]unix.EpollEvent
 	got    int
 	slots  []slot
@@ -66,9 +72,10 @@ type loop struct {
 	idle chan struct{} // closed when load falls to zero; nil: nobody waits
 	quit bool
 
-	mu    sync.Mutex
-	inbox []func(*loop)
-	woken bool
+	mu     sync.Mutex
+	inbox  []func(*loop)
+	posted atomic.Bool // the inbox is not empty
+	asleep atomic.Bool // and posts must wake the loop
 }
 
 // newLoop makes the descriptors of a loop.
@@ -97,7 +104,6 @@ type waker struct{}
 func (waker) ready(l *loop, _ uint32) {
 	var b [8]byte
 	_, _ = unix.Read(l.wakefd, b[:])
-	l.runPosts()
 }
 
 func (waker) abandon(*loop) {}
@@ -106,10 +112,9 @@ func (waker) abandon(*loop) {}
 func (l *loop) post(f func(*loop)) {
 	l.mu.Lock()
 	l.inbox = append(l.inbox, f)
-	wake := !l.woken
-	l.woken = true
+	l.posted.Store(true)
 	l.mu.Unlock()
-	if wake {
+	if l.asleep.CompareAndSwap(true, false) {
 		one := [8]byte{1}
 		_, _ = unix.Write(l.wakefd, one[:])
 	}
@@ -118,7 +123,8 @@ func (l *loop) post(f func(*loop)) {
 func (l *loop) runPosts() {
 	l.mu.Lock()
 	posts := l.inbox
-	l.inbox, l.woken = nil, false
+	l.inbox = nil
+	l.posted.Store(false)
 	l.mu.Unlock()
 	for _, f := range posts {
 		l.guard(waker{}, func() { f(l) })
@@ -138,6 +144,9 @@ func (l *loop) run() {
 		for i := range l.got {
 			l.dispatch(&l.events[i])
 		}
+		if l.posted.Load() {
+			l.runPosts()
+		}
 		l.runQueue()
 		for t := l.timers.pop(l.now); t != nil; t = l.timers.pop(l.now) {
 			l.guard(t, func() { t.expire(l) })
@@ -145,6 +154,10 @@ func (l *loop) run() {
 		if l.idle != nil && l.load.Load() == 0 {
 			close(l.idle)
 			l.idle = nil
+		}
+		if l.now >= l.yield {
+			l.yield = l.now + yieldEvery
+			runtime.Gosched()
 		}
 	}
 }
@@ -171,7 +184,12 @@ func (l *loop) wait() error {
 		// Rounded up, or it would wake just before the time.
 		timeout = int(min(max(next-l.e.clock()+int64(time.Millisecond)-1, 0)/int64(time.Millisecond), math.MaxInt32))
 	}
+	l.asleep.Store(timeout != 0)
+	if l.posted.Load() { // before it was said that posts must wake
+		timeout = 0
+	}
 	n, err := unix.EpollWait(l.epfd, l.events[:], timeout)
+	l.asleep.Store(false)
 	l.got = max(n, 0)
 	if err != nil && !errors.Is(err, unix.EINTR) {
 		return os.NewSyscallError("epoll_wait", err)
