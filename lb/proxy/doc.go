@@ -8,9 +8,15 @@
 // connections, sessions and listeners outright: everything about one of them
 // happens in one goroutine, without locks, and an idle connection costs two
 // descriptors and one small struct, no goroutine, no buffer, no timer of its
-// own. A loop waits on an epoll descriptor of its own, which itself sits in
-// the poller of the Go runtime, so that no thread is blocked while nothing
-// happens.
+// own. A loop waits in epoll_wait(2), past the poller and the scheduler of
+// the Go runtime, which would cost several system calls and switches per event:
+// each loop blocks a thread, and the program gets one more processor of the
+// runtime (GOMAXPROCS) for each, so that others have theirs. What the kernel
+// tells of both sides of a connection is looked at once per round.
+//
+// A listener belongs to one loop, and is one socket: several with SO_REUSEPORT
+// would lose what waits in the queue of one that is closed or handed over. Its loop
+// gives connections to others when it has some more than they.
 //
 // Set never touches a connection. It stores new views of groups and routes
 // through atomic pointers, which the next pick sees, and posts what must happen
@@ -24,6 +30,9 @@
 // nothing more is read until it is gone. After several full reads in a row the
 // direction goes over to splice(2) with a pipe that it holds only while it
 // moves bytes.
+//
+// Datagrams of one size and one session that come together leave together, as one
+// message that the kernel or the link cuts (UDP_SEGMENT).
 //
 // # Members that fail
 //

@@ -120,6 +120,7 @@ func (e *Engine) run() error {
 	}
 	e.spareFD.open()
 	e.loops = loops
+	lendProcessors(len(loops))
 	for _, l := range loops {
 		e.running.Add(1)
 		go l.run()
@@ -225,6 +226,7 @@ func (e *Engine) stop() error {
 		l.quit = true
 	})
 	e.running.Wait()
+	lendProcessors(-len(e.loops))
 	for _, l := range e.loops {
 		l.close()
 	}

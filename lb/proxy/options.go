@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"runtime"
 	"syscall"
 	"time"
 
@@ -88,7 +87,7 @@ func (o Options) withDefaults() Options {
 		o.AffinityClients = defaultAffinity
 	}
 	if o.Loops <= 0 {
-		o.Loops = min(runtime.GOMAXPROCS(0), maxLoops)
+		o.Loops = min(processors(), maxLoops)
 	}
 	return o
 }
