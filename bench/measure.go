@@ -35,6 +35,11 @@ var measures = []measure{
 	{"latency", "latency at a fixed load", lb.TCP, measureLatency},
 	{"echo", "UDP round trips", lb.UDP, measureEcho},
 	{"flood", "UDP one way", lb.UDP, measureFlood},
+	{"timewait", "new connections to nodes full of TIME_WAIT", lb.TCP, measureTimeWait},
+	{"idle", "idle connections", lb.TCP, measureIdle},
+	{"swap", "exchange of a member", lb.TCP, measureSwap},
+	{"death", "death of a member", lb.TCP, measureDeath},
+	{"size", "cost against the number of load balancers", lb.TCP, measureSize},
 }
 
 func findMeasures(names []string) (found []measure, err error) {
