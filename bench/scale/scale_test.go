@@ -23,7 +23,7 @@ func TestSmall(t *testing.T) {
 		t.Skip("needs root, for a network namespace")
 	}
 	var all []result
-	for _, s := range []size{{"proxy", 20, 4}, {"proxy", 40, 8}} {
+	for _, s := range []size{{"proxy", 20, 4}, {"proxy", 40, 8}, {"nftables", 20, 4}} {
 		r, err := outside(t.Context(), s)
 		if err != nil {
 			t.Fatal(err)
