@@ -105,6 +105,7 @@ var All = []Contender{
 	kubeproxy{},
 	kubeproxy{pool: true},
 	engine{name: "proxy"},
+	engine{name: "nftables"},
 }
 
 // Find returns the contender of a name.

@@ -14,13 +14,16 @@ import (
 	"time"
 
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/nftables"
 	"github.com/eclusa-lb/eclusa/lb/proxy"
 	"github.com/eclusa-lb/eclusa/version"
 )
 
-// engines makes eclusa's engines.
+// engines makes eclusa's engines. The one in the kernel has a pool of source
+// addresses, as its documentation recommends.
 var engines = map[string]func() lb.Engine{
-	"proxy": func() lb.Engine { return proxy.New(proxy.Options{}) },
+	"proxy":    func() lb.Engine { return proxy.New(proxy.Options{}) },
+	"nftables": func() lb.Engine { return nftables.New(nftables.Options{SourceAddresses: Sources(PoolSize)}) },
 }
 
 // EngineNames are the names of eclusa's engines, sorted.
