@@ -89,6 +89,7 @@ fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 
 # Few rounds show what states cost, many what speeds are.
 BENCH_ROUNDS ?= 20
+BENCH_STATES ?= 6
 BENCH_DATA := $(or $(TMPDIR),/tmp)/eclusa-bench-samples
 
 .PHONY: bench
@@ -96,7 +97,7 @@ bench: ## eclusa's engines and their peers side by side, with the report in docs
 	rm -f '$(BENCH_DATA)'
 	$(GO) build -o bin/bench ./bench
 	bin/bench --data '$(BENCH_DATA)' --rounds $(BENCH_ROUNDS) --measures requests,connections,bulk,bulk8,latency,echo,flood
-	bin/bench --data '$(BENCH_DATA)' --rounds 6 --measures timewait,idle,size
+	bin/bench --data '$(BENCH_DATA)' --rounds $(BENCH_STATES) --measures timewait,idle,size
 	bin/bench --data '$(BENCH_DATA)' --rounds 3 --measures swap,death,healthcheck
 	bin/bench --data '$(BENCH_DATA)' --rounds 0 --report docs/benchmarks
 

@@ -37,9 +37,9 @@ func needs(t *testing.T, ok bool, what string) {
 	}
 }
 
-// short are the measures that the short form takes of each engine: every engine has
+// shortForm are the measures that the short form takes of each engine: every engine has
 // to carry traffic, and every measure to come to a figure.
-var short = map[string][]string{
+var shortForm = map[string][]string{
 	"direct":          {"requests", "flood"},
 	"haproxy":         {"requests", "connections", "swap", "size"},
 	"haproxy-buffers": {"bulk"},
@@ -60,7 +60,7 @@ func TestShort(t *testing.T) {
 	var samples figure.Samples
 	measured := make(map[string]bool)
 	for _, c := range contender.All {
-		names, ok := short[c.Name()]
+		names, ok := shortForm[c.Name()]
 		if !ok {
 			t.Errorf("%s: the short form measures nothing of it", c.Name())
 		}

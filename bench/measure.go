@@ -61,6 +61,9 @@ func findMeasures(names []string) (found []measure, err error) {
 // grow, caches fill.
 func warm(t time.Duration) time.Duration { return min(t/4, 500*time.Millisecond) }
 
+// short tells whether there is only time to see that everything works.
+func short(t time.Duration) bool { return t < time.Second }
+
 // per is a cost of one operation in microseconds.
 func per(cost time.Duration, operations int64) float64 {
 	return float64(cost.Nanoseconds()) / 1000 / float64(max(operations, 1))

@@ -54,7 +54,7 @@ func measureSwap(ctx context.Context, b *bed, t time.Duration) (v values, o *out
 	if own {
 		n, pause = ownSwaps, 2*time.Millisecond
 	}
-	if t < time.Second { // the short form
+	if short(t) {
 		n = 20
 	}
 	var asked []time.Duration
@@ -163,8 +163,8 @@ func measureDeath(ctx context.Context, b *bed, t time.Duration) (v values, o *ou
 	}
 	defer func() { err = errors.Join(err, b.restart(ctx, contender.AllMembers())) }()
 	long, look := 1000, 14*time.Second
-	if t < time.Second { // the short form
-		long, look = 50, 4*time.Second
+	if short(t) {
+		long, look = 50, 2*time.Second
 	}
 	p, err := b.client(traffic.Spec{
 		Kind: traffic.Watch, Width: long, Rate: 2000, Brief: 200, Patience: deathPatience,
@@ -227,7 +227,7 @@ func measureSize(ctx context.Context, b *bed, t time.Duration) (v values, o *out
 	defer func() { err = errors.Join(err, b.restart(ctx, contender.AllMembers())) }()
 	v = values{}
 	all := sizes
-	if t < time.Second { // the short form
+	if short(t) {
 		all = sizes[:1]
 	}
 	for _, n := range all {

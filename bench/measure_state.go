@@ -19,8 +19,8 @@ import (
 // waiting is how many sockets in TIME_WAIT the nodes are to have.
 const waiting = 45_000
 
-// measureTimeWait opens connections at a moderate rate when the nodes remember many
-// that came the same way.
+// measureTimeWait opens connections, first at a moderate rate and then as many as can
+// be, when the nodes remember many that came the same way.
 func measureTimeWait(ctx context.Context, b *bed, t time.Duration) (values, *outcome, error) {
 	// One who cannot bring that many about is measured with those that there are.
 	for begun := time.Now(); b.timeWaits() < waiting && time.Since(begun) < 10*t && ctx.Err() == nil; {
@@ -37,7 +37,12 @@ func measureTimeWait(ctx context.Context, b *bed, t time.Duration) (values, *out
 		return nil, nil, fmt.Errorf("no connection was answered: %v", o.Failures)
 	}
 	begun := max(o.All+o.Failed, 1)
+	full, err := b.load(traffic.Spec{Kind: traffic.Connections, Width: 64, Warm: warm(t), Time: t}, contender.CloseFrontend)
+	if err != nil {
+		return nil, nil, err
+	}
 	return values{
+		"timewait.sustained": float64(full.Done) / full.Seconds,
 		"timewait": o.Latency.P99, "timewait.p50": o.Latency.P50, "timewait.sockets": float64(before),
 		"timewait.resent": float64(o.Resent) / float64(begun), "timewait.failed": float64(o.Failed) / float64(begun),
 	}, o, nil
@@ -71,8 +76,11 @@ func idleConnections() int {
 // measureIdle holds connections on which nothing moves. The contender is a fresh one
 // in a fresh network: what a process once had it keeps, and what the kernel still
 // has of former connections goes when it likes.
-func measureIdle(ctx context.Context, b *bed, _ time.Duration) (v values, o *outcome, err error) {
+func measureIdle(ctx context.Context, b *bed, t time.Duration) (v values, o *outcome, err error) {
 	n := idleConnections()
+	if short(t) {
+		n = min(n, 500)
+	}
 	account, err := newAccount(fmt.Sprintf("eclusa-bench-%d", os.Getpid()))
 	if err != nil {
 		return nil, nil, err

@@ -148,7 +148,7 @@ func (r *report) ratios() {
 
 func (r *report) ratioPlot() string {
 	var groups []figure.Group
-	for _, m := range primary[:6] {
+	for _, m := range primary[:7] {
 		g := figure.Group{Label: m.title}
 		for _, c := range r.engines {
 			if e := figure.Of(r.samples.Ratios(c.Name(), reference(m.metric), m.metric)); e.N > 0 {
@@ -185,7 +185,10 @@ func (r *report) table(rows []figureRow) {
 func (r *report) costs() {
 	r.add("\n## Processor time\n\nOf one operation, in microseconds (streams: seconds for a gigabyte). *Path* is all that took part: client, load balancer, nodes, the kernel's threads. *Edge* is the load balancer's processes alone; engines in the kernel have none, and work at the cost of whoever sends.\n")
 	var rows []figureRow
-	for _, m := range primary[:5] {
+	for _, m := range primary[:6] {
+		if m.metric == "timewait.sustained" {
+			continue
+		}
 		rows = append(rows, figureRow{metric: m.metric + ".cpu", title: m.title + ", path"}, figureRow{metric: m.metric + ".edge-cpu", title: m.title + ", edge"})
 	}
 	for i := range rows {
@@ -197,7 +200,7 @@ func (r *report) costs() {
 func (r *report) latency() {
 	r.add("\n## Latency added\n\nAgainst the direct way in the same round, in microseconds, at %d requests/s on 16 kept connections and %d new connections/s.\n", steadyRequests, steadyConnections)
 	r.head(r.columns("")...)
-	for _, m := range primary[6:] {
+	for _, m := range primary[7:] {
 		cells := []string{m.title}
 		for _, c := range r.engines {
 			cells = append(cells, interval(figure.Of(r.samples.Differences(c.Name(), "direct", m.metric))))

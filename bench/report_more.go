@@ -119,7 +119,7 @@ func (r *report) ranges(rows ...shown) {
 func (r *report) changes() {
 	if r.some("timewait") {
 		r.add("\n## Nodes full of TIME_WAIT\n\n%d new connections/s, after each contender has left up to %d sockets in TIME_WAIT on its nodes. Medians, and the range over all rounds.\n", steadyConnections, waiting)
-		r.ranges(shown{"timewait.sockets", "sockets in TIME_WAIT"}, shown{"timewait.p50", "p50 (µs)"}, shown{"timewait", "p99 (µs)"}, shown{"timewait.resent", "SYNs sent again (share)"}, shown{"timewait.failed", "failed (share)"})
+		r.ranges(shown{"timewait.sockets", "sockets in TIME_WAIT"}, shown{"timewait.p50", "p50 (µs)"}, shown{"timewait", "p99 (µs)"}, shown{"timewait.resent", "SYNs sent again (share)"}, shown{"timewait.failed", "failed (share)"}, shown{"timewait.sustained", "as many as can be, directly after (/s)"})
 	}
 	if r.some("swap") {
 		r.add("\n## Exchange of a member\n\nThe only member is exchanged for another one again and again, under 100 connections with 2,000 requests/s and eight users who open one connection after the other. HAProxy changes through its runtime API, nginx reloads, plain nftables runs `nft -f`. *In effect* is the time from the call until a new connection goes to the new member.\n")

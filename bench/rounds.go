@@ -54,9 +54,8 @@ func (o *options) bench(ctx context.Context) error {
 			}
 		}
 	}
-	o.print(samples)
-	if o.report == "" {
-		return nil
+	if err := o.print(samples); err != nil || o.report == "" {
+		return err
 	}
 	r := &report{samples: samples, engines: o.engines}
 	return r.write(o.report)
@@ -100,7 +99,7 @@ func (o *options) round(ctx context.Context, beds []*bed, name string) (taken fi
 }
 
 // print shows medians, and ratios to the first engine.
-func (o *options) print(s figure.Samples) {
+func (o *options) print(s figure.Samples) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	first := o.engines[0].Name()
 	fmt.Fprintf(w, "metric\tengine\tmedian\tspread\tratio to %s\t95 %% interval\trounds\n", first)
@@ -114,5 +113,5 @@ func (o *options) print(s figure.Samples) {
 			fmt.Fprintf(w, "%s\t%s\t%.5g\t%.0f %%\t%.3f\t%.3f-%.3f\t%d\n", metric, c.Name(), e.Median, e.Spread()*100, r.Median, r.Low, r.High, e.N)
 		}
 	}
-	w.Flush()
+	return w.Flush()
 }

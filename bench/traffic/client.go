@@ -55,8 +55,6 @@ type Spec struct {
 	Warm, Time time.Duration
 	// Patience is how long an answer may take.
 	Patience time.Duration
-	// From, unless it is the zero Addr, is where connections come from.
-	From netip.Addr
 }
 
 // Result is what became of a load.
