@@ -43,7 +43,7 @@ func measureTimeWait(ctx context.Context, b *bed, t time.Duration) (values, *out
 	}
 	return values{
 		"timewait.sustained": float64(full.Done) / full.Seconds,
-		"timewait": o.Latency.P99, "timewait.p50": o.Latency.P50, "timewait.sockets": float64(before),
+		"timewait":           o.Latency.P99, "timewait.p50": o.Latency.P50, "timewait.sockets": float64(before),
 		"timewait.resent": float64(o.Resent) / float64(begun), "timewait.failed": float64(o.Failed) / float64(begun),
 	}, o, nil
 }
