@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,8 +45,13 @@ func play() (bool, error) {
 	if err := json.Unmarshal([]byte(text), &r); err != nil {
 		return true, err
 	}
-	if r.Name == "engine" {
+	switch r.Name {
+	case "engine":
 		return true, contender.RunEngine(r.Argument)
+	case "edge":
+		return true, contender.RunEdge(r.Argument)
+	case "probe":
+		return true, probe(r.Argument)
 	}
 	// The others are a single loop, which nothing is to disturb.
 	debug.SetGCPercent(-1)
@@ -89,6 +95,8 @@ type options struct {
 	rounds   int
 	time     time.Duration
 	data     string
+	report   string
+	probing  bool
 }
 
 func run(ctx context.Context, args []string) error {
@@ -107,22 +115,28 @@ func parse(args []string) (*options, error) {
 	for _, c := range contender.All {
 		all = append(all, c.Name())
 	}
-	var kinds []string
+	kinds := []string{checker}
 	for _, m := range measures {
 		kinds = append(kinds, m.name)
 	}
 	o := &options{}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	engines := f.String("engines", strings.Join(all, ","), "what is compared; the first is what the others are compared with")
-	names := f.String("measures", strings.Join(kinds, ","), "what is measured")
+	names := f.String("measures", strings.Join(kinds, ","), "what is measured; \"healthcheck\" is not of an engine")
 	f.IntVar(&o.rounds, "rounds", 5, "how often, each time in another order")
 	f.DurationVar(&o.time, "time", time.Second, "how long each measurement takes")
 	f.StringVar(&o.data, "data", "", "the file that samples are added to; those that it has already count too")
+	f.StringVar(&o.report, "report", "", "the folder that the report is written to")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
+	wanted := strings.FieldsFunc(*names, func(r rune) bool { return r == ',' })
 	if f.NArg() > 0 {
 		return nil, fmt.Errorf("argument %q: there are only flags; see --help", f.Arg(0))
+	}
+	if i := slices.Index(wanted, checker); i >= 0 {
+		o.probing = true
+		wanted = slices.Delete(wanted, i, i+1)
 	}
 	for name := range strings.SplitSeq(*engines, ",") {
 		c, err := contender.Find(name)
@@ -132,6 +146,6 @@ func parse(args []string) (*options, error) {
 		o.engines = append(o.engines, c)
 	}
 	var err error
-	o.measures, err = findMeasures(strings.Split(*names, ","))
+	o.measures, err = findMeasures(wanted)
 	return o, err
 }

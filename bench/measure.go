@@ -35,6 +35,11 @@ var measures = []measure{
 	{"latency", "latency at a fixed load", lb.TCP, measureLatency},
 	{"echo", "UDP round trips", lb.UDP, measureEcho},
 	{"flood", "UDP one way", lb.UDP, measureFlood},
+	{"timewait", "new connections to nodes full of TIME_WAIT", lb.TCP, measureTimeWait},
+	{"idle", "idle connections", lb.TCP, measureIdle},
+	{"swap", "exchange of a member", lb.TCP, measureSwap},
+	{"death", "death of a member", lb.TCP, measureDeath},
+	{"size", "cost against the number of load balancers", lb.TCP, measureSize},
 }
 
 func findMeasures(names []string) (found []measure, err error) {
@@ -55,6 +60,9 @@ func findMeasures(names []string) (found []measure, err error) {
 // warm is how much goes before what is measured: congestion windows and buffers
 // grow, caches fill.
 func warm(t time.Duration) time.Duration { return min(t/4, 500*time.Millisecond) }
+
+// short tells whether there is only time to see that everything works.
+func short(t time.Duration) bool { return t < time.Second }
 
 // per is a cost of one operation in microseconds.
 func per(cost time.Duration, operations int64) float64 {

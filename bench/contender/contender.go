@@ -42,6 +42,9 @@ type Setup struct {
 	// Others are how many load balancers there are beside the one that is measured,
 	// each with an address of its own and one port.
 	Others int
+	// Checked says that the load balancer is to find out by itself which members
+	// are well, where that is not a matter of course.
+	Checked bool
 }
 
 // AllMembers is the setup in which every node gets traffic.
@@ -74,6 +77,8 @@ type Contender interface {
 	Version() (string, error)
 	// Carries tells whether it can carry a protocol.
 	Carries(p lb.Protocol) bool
+	// Configuration is what it is told, with files of its own in dir.
+	Configuration(s Setup, dir string) (string, error)
 	// Start starts it on the network's edge, with files of its own in dir.
 	Start(ctx context.Context, n *Network, s Setup, dir string) (Running, error)
 }
@@ -87,8 +92,6 @@ type Running interface {
 	// Set changes the members. It returns when the change is in force, or, where
 	// that cannot be known, asked for.
 	Set(ctx context.Context, s Setup) error
-	// Configuration is what it was told, for people.
-	Configuration() string
 	// Stop ends it. Connections are not waited for.
 	Stop()
 }
@@ -98,7 +101,11 @@ var All = []Contender{
 	direct{},
 	haproxy{},
 	haproxy{buffer: 131072},
+	nginx{},
+	kubeproxy{},
+	kubeproxy{pool: true},
 	engine{name: "proxy"},
+	engine{name: "nftables"},
 }
 
 // Find returns the contender of a name.

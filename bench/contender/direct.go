@@ -16,6 +16,8 @@ func (direct) Title() string            { return "direct" }
 func (direct) Version() (string, error) { return "no load balancer", nil }
 func (direct) Carries(lb.Protocol) bool { return true }
 
+func (direct) Configuration(Setup, string) (string, error) { return "", nil }
+
 func (direct) Start(context.Context, *Network, Setup, string) (Running, error) {
 	return directRunning{}, nil
 }
@@ -40,5 +42,4 @@ func (directRunning) Set(context.Context, Setup) error {
 	return errors.New("there is no load balancer whose members could change")
 }
 
-func (directRunning) Configuration() string { return "" }
-func (directRunning) Stop()                 {}
+func (directRunning) Stop() {}

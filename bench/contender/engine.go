@@ -7,18 +7,35 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/nftables"
 	"github.com/eclusa-lb/eclusa/lb/proxy"
 	"github.com/eclusa-lb/eclusa/version"
 )
 
-// engines makes eclusa's engines.
+// engines makes eclusa's engines. The one in the kernel has a pool of source
+// addresses, as its documentation recommends.
 var engines = map[string]func() lb.Engine{
-	"proxy": func() lb.Engine { return proxy.New(proxy.Options{}) },
+	"proxy":    func() lb.Engine { return proxy.New(proxy.Options{}) },
+	"nftables": func() lb.Engine { return nftables.New(nftables.Options{SourceAddresses: Sources(PoolSize)}) },
+}
+
+// EngineNames are the names of eclusa's engines, sorted.
+func EngineNames() []string { return slices.Sorted(maps.Keys(engines)) }
+
+// NewEngine makes one of eclusa's engines.
+func NewEngine(name string) (lb.Engine, error) {
+	make, ok := engines[name]
+	if !ok {
+		return nil, fmt.Errorf("engine %q: there is none of that name; there are %q", name, EngineNames())
+	}
+	return make(), nil
 }
 
 // engine is one of eclusa's engines, in a process of its own.
@@ -28,6 +45,8 @@ func (e engine) Name() string             { return e.name }
 func (e engine) Title() string            { return "eclusa " + e.name }
 func (e engine) Version() (string, error) { return "eclusa " + version.String(), nil }
 func (e engine) Carries(lb.Protocol) bool { return true }
+
+func (e engine) Configuration(Setup, string) (string, error) { return "", nil }
 
 // order is what the process of an engine is told.
 type order struct {
@@ -42,11 +61,15 @@ type report struct {
 }
 
 func (e engine) Start(_ context.Context, n *Network, s Setup, _ string) (Running, error) {
+	role := "engine"
+	if s.Checked {
+		role = "edge"
+	}
 	argument, err := json.Marshal(order{e.name, s})
 	if err != nil {
 		return nil, err
 	}
-	p, err := n.Edge.StartRole(Role{Name: "engine", Argument: argument})
+	p, err := n.Edge.StartRole(Role{Name: role, Argument: argument})
 	if err != nil {
 		return nil, err
 	}
@@ -63,13 +86,17 @@ func (e engine) Start(_ context.Context, n *Network, s Setup, _ string) (Running
 
 type engineRunning struct {
 	process *Process
-	took    time.Duration
+	took    []time.Duration
 }
 
 func (r *engineRunning) Targets(port uint16) []netip.AddrPort { return vipTargets(port) }
 func (r *engineRunning) PIDs() []int                          { return []int{r.process.PID()} }
-func (r *engineRunning) Configuration() string                { return "" }
-func (r *engineRunning) Stop()                                { r.process.Stop() }
+
+// Stop gives the engine the time to take back what it has told the kernel.
+func (r *engineRunning) Stop() {
+	r.process.EndInput()
+	_ = r.process.Wait()
+}
 
 func (r *engineRunning) Set(_ context.Context, s Setup) error {
 	if err := r.process.Tell(order{Setup: s}); err != nil {
@@ -77,6 +104,9 @@ func (r *engineRunning) Set(_ context.Context, s Setup) error {
 	}
 	return r.hear()
 }
+
+// Took is how long each Set of the engine has taken, without the way to its process.
+func (r *engineRunning) Took() []time.Duration { return r.took }
 
 func (r *engineRunning) hear() error {
 	var a report
@@ -86,7 +116,7 @@ func (r *engineRunning) hear() error {
 	if a.Error != "" {
 		return errors.New(a.Error)
 	}
-	r.took = a.Took
+	r.took = append(r.took, a.Took)
 	return nil
 }
 
@@ -96,11 +126,15 @@ func RunEngine(argument json.RawMessage) error {
 	if err := json.Unmarshal(argument, &o); err != nil {
 		return err
 	}
-	make, ok := engines[o.Engine]
-	if !ok {
-		return fmt.Errorf("engine %q: there is none of that name", o.Engine)
+	e, err := NewEngine(o.Engine)
+	if err != nil {
+		return err
 	}
-	e := make()
+	defer func() {
+		now, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = e.Shutdown(now)
+	}()
 	orders, reports := json.NewDecoder(bufio.NewReader(os.Stdin)), json.NewEncoder(os.Stdout)
 	for {
 		table := o.Setup.table()

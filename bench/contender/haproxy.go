@@ -43,7 +43,7 @@ func (haproxy) Version() (string, error) { return firstLine("haproxy", "-v") }
 func (haproxy) Carries(p lb.Protocol) bool { return p == lb.TCP }
 
 var haproxyConfiguration = template.Must(template.New("haproxy").Parse(`global
-    maxconn 9500
+    maxconn {{.MaxConn}}
     stats socket {{.Socket}} mode 600 level admin
 {{- if .Buffer}}
     tune.bufsize {{.Buffer}}
@@ -70,19 +70,29 @@ listen port-{{.Port}}
 listen other-{{.}}
     bind {{.}}:80
 {{- range $i, $m := $.Members}}
-    server n{{$i}} {{$m}}:8080 track port-80/n{{$i}}
+    server n{{$i}} {{$m}}:8080 no-check track port-80/n{{$i}}
 {{- end}}
 {{end}}`))
 
-func (h haproxy) Start(_ context.Context, n *Network, s Setup, dir string) (Running, error) {
-	r := &haproxyRunning{socket: filepath.Join(dir, "haproxy.sock"), members: s.Members}
-	text, err := render(haproxyConfiguration, map[string]any{
-		"Socket": r.socket, "Buffer": h.buffer, "Frontends": tcpFrontends(), "VIP": VIP(0), "Members": s.Members, "Others": others(s),
+// socket is where the runtime API listens.
+func (haproxy) socket(dir string) string { return filepath.Join(dir, "haproxy.sock") }
+
+func (h haproxy) Configuration(s Setup, dir string) (string, error) {
+	most := 9500 // of 20,000 descriptors
+	if s.Others > 0 {
+		most = 2000
+	}
+	return render(haproxyConfiguration, map[string]any{
+		"MaxConn": most, "Socket": h.socket(dir), "Buffer": h.buffer, "Frontends": tcpFrontends(), "VIP": VIP(0), "Members": s.Members, "Others": others(s),
 	})
+}
+
+func (h haproxy) Start(_ context.Context, n *Network, s Setup, dir string) (Running, error) {
+	r := &haproxyRunning{socket: h.socket(dir), members: s.Members}
+	text, err := h.Configuration(s, dir)
 	if err != nil {
 		return nil, err
 	}
-	r.configuration = text
 	file := filepath.Join(dir, "haproxy.cfg")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return nil, err
@@ -99,15 +109,13 @@ func (h haproxy) Start(_ context.Context, n *Network, s Setup, dir string) (Runn
 }
 
 type haproxyRunning struct {
-	process       *Process
-	socket        string
-	configuration string
-	members       []netip.Addr
+	process *Process
+	socket  string
+	members []netip.Addr
 }
 
 func (r *haproxyRunning) Targets(port uint16) []netip.AddrPort { return vipTargets(port) }
 func (r *haproxyRunning) PIDs() []int                          { return []int{r.process.PID()} }
-func (r *haproxyRunning) Configuration() string                { return r.configuration }
 func (r *haproxyRunning) Stop()                                { r.process.Stop() }
 
 // Set gives the slots new addresses.

@@ -86,7 +86,12 @@ func (n *Network) build() error {
 	if err := n.join(n.Edge, n.Client, netip.MustParsePrefix("10.71.0.1/24")); err != nil {
 		return err
 	}
-	if err := n.Client.Net(func() error { return defaultRoute(netip.MustParseAddr("10.71.0.1")) }); err != nil {
+	if err := n.Client.Net(func() error {
+		// One client stands for many: it has all ports, and takes them again at once.
+		err1 := write("net/ipv4/ip_local_port_range", "1024 65000")
+		err2 := write("net/ipv4/tcp_tw_reuse", "1")
+		return errors.Join(err1, err2, defaultRoute(netip.MustParseAddr("10.71.0.1")))
+	}); err != nil {
 		return err
 	}
 	for i, h := range n.Nodes {
@@ -101,12 +106,7 @@ func (n *Network) build() error {
 			return err
 		}
 	}
-	if err := n.Edge.Net(func() error {
-		if err := write("net/ipv4/ip_forward", "1"); err != nil {
-			return err
-		}
-		return errors.Join(localRange(vipRange), localRange(sourceRange))
-	}); err != nil {
+	if err := n.Edge.Net(prepareEdge); err != nil {
 		return fmt.Errorf("edge: %w", err)
 	}
 	return n.serve()
@@ -162,6 +162,45 @@ func (h *Host) Reach(to netip.AddrPort, patience time.Duration) error {
 	}
 }
 
+// Silence makes a node swallow what is sent to it, i from 0, as a machine that has
+// lost its power does, until the returned function is called.
+func (n *Network) Silence(i int) (restore func() error, err error) {
+	hole := &netlink.Route{Dst: ipNet(netip.PrefixFrom(NodeAddr(i), 32)), Type: unix.RTN_BLACKHOLE, Table: unix.RT_TABLE_LOCAL}
+	if err := n.Nodes[i].Net(func() error { return netlink.RouteReplace(hole) }); err != nil {
+		return nil, fmt.Errorf("silence node %d: %w", i+1, err)
+	}
+	return func() error {
+		return n.Nodes[i].Net(func() error {
+			l, err := netlink.LinkByName("edge")
+			if err != nil {
+				return err
+			}
+			return netlink.RouteReplace(&netlink.Route{
+				Dst: hole.Dst, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST,
+				LinkIndex: l.Attrs().Index, Src: hole.Dst.IP,
+			})
+		})
+	}, nil
+}
+
+// manyRange holds the addresses of nodes that a single one stands for.
+var manyRange = netip.MustParsePrefix("10.80.0.0/14")
+
+// ManyAddr is the address of one of many nodes, i from 0.
+func ManyAddr(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 80 + byte(i>>16), byte(i >> 8), byte(i)})
+}
+
+// Multiply has the first node stand for up to 262,144 nodes.
+func (n *Network) Multiply() error {
+	if err := n.Nodes[0].Net(func() error { return localRange(manyRange) }); err != nil {
+		return err
+	}
+	return n.Edge.Net(func() error {
+		return netlink.RouteAdd(&netlink.Route{Dst: ipNet(manyRange), Gw: NodeAddr(0).AsSlice()})
+	})
+}
+
 // Close ends all processes of the network, and with them the network.
 func (n *Network) Close() {
 	for _, p := range n.Servers {
@@ -176,6 +215,13 @@ func (n *Network) Close() {
 
 func write(name, value string) error {
 	return os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0o644)
+}
+
+// PrepareEdge makes the thread's new namespace that of an edge without links.
+func PrepareEdge() error { return errors.Join(prepare(), prepareEdge()) }
+
+func prepareEdge() error {
+	return errors.Join(write("net/ipv4/ip_forward", "1"), localRange(vipRange), localRange(sourceRange))
 }
 
 // prepare brings a new namespace to what a server is like.

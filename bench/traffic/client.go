@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Kind is a way of making load.
@@ -46,14 +48,13 @@ type Spec struct {
 	Width int
 	// Window is how many datagrams of a socket are under way.
 	Window int
-	// Rate is how many requests or connections begin in a second.
-	Rate int
+	// Rate is how many requests or connections begin in a second, Brief how many
+	// connections of a [Watch] do, if it is not to keep Window of them going.
+	Rate, Brief int
 	// Warm goes before Time, which is measured.
 	Warm, Time time.Duration
 	// Patience is how long an answer may take.
 	Patience time.Duration
-	// From, unless it is the zero Addr, is where connections come from.
-	From netip.Addr
 }
 
 // Result is what became of a load.
@@ -72,11 +73,17 @@ type Result struct {
 	Nodes map[byte]int64 `json:",omitempty"`
 	// Latency has the quantiles in microseconds.
 	Latency *Latency `json:",omitempty"`
-	// LastFailure is when the last failure was, seconds after the start.
-	LastFailure float64 `json:",omitempty"`
+	// Begun is when the load began, LastLost when the last of the connections began
+	// that were not to have an answer, LastSlow when the last of those began that had
+	// one after more than [Slow], or none.
+	Begun, LastLost, LastSlow time.Time
 
 	nodes [256]int64
 }
+
+// Slow is a time within which a connection is answered on a network like this, unless
+// something was tried in vain before.
+const Slow = 250 * time.Millisecond
 
 // Latency are quantiles in microseconds.
 type Latency struct{ P50, P90, P99, P999, Max float64 }
@@ -89,6 +96,7 @@ func Run(s Spec) (*Result, error) {
 	if s.Patience == 0 {
 		s.Patience = 3 * time.Second
 	}
+	unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) //nolint:errcheck // then timers are a little late
 	switch s.Kind {
 	case Requests:
 		return runRequests(s)
@@ -130,9 +138,14 @@ func startClock(s Spec) clock {
 	return clock{now, now.Add(s.Warm), now.Add(s.Warm + s.Time)}
 }
 
-// fail counts a failure at a time after the start.
-func (r *Result) fail(why string, at time.Duration) {
-	r.LastFailure = at.Seconds()
+// fail counts a failure of what began at a time.
+func (r *Result) fail(why string, began time.Time) {
+	if began.After(r.LastLost) {
+		r.LastLost = began
+	}
+	if began.After(r.LastSlow) {
+		r.LastSlow = began
+	}
 	if r.Failures == nil {
 		r.Failures = make(map[string]int64)
 	}
@@ -140,8 +153,12 @@ func (r *Result) fail(why string, at time.Duration) {
 	r.Failed++
 }
 
+// kept counts a failure of a connection that had been open.
+func (r *Result) kept(why string) { r.fail(why, time.Time{}) }
+
 // finish fills in what was counted in a form that costs less.
 func (r *Result) finish(c clock) *Result {
+	r.Begun = c.start
 	r.Seconds = time.Since(c.from).Seconds()
 	for node, n := range r.nodes {
 		if n == 0 {

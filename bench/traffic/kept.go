@@ -65,7 +65,7 @@ func (k *kept) ask(fd int, started time.Time) {
 	c := &k.conns[fd]
 	c.busy, c.got, c.started = true, 0, started
 	if n, errno := send(fd, k.buffer[:requestSize]); n != requestSize {
-		k.lose(fd, "send: "+errno.Error(), time.Now())
+		k.lose(fd, "send: "+errno.Error())
 	}
 }
 
@@ -80,10 +80,10 @@ func (k *kept) event(fd int, now time.Time) bool {
 	case errno == unix.EAGAIN:
 		return false
 	case errno != 0:
-		k.lose(fd, errno.Error(), now)
+		k.lose(fd, errno.Error())
 		return false
 	case n == 0:
-		k.lose(fd, "closed by the other side", now)
+		k.lose(fd, "closed by the other side")
 		return false
 	}
 	if c.got == 0 {
@@ -104,8 +104,8 @@ func (k *kept) event(fd int, now time.Time) bool {
 }
 
 // lose gives a connection up.
-func (k *kept) lose(fd int, why string, now time.Time) {
-	k.result.fail("kept: "+why, now.Sub(k.clock.start))
+func (k *kept) lose(fd int, why string) {
+	k.result.kept("kept: " + why)
 	closeFD(fd)
 	k.conns[fd] = keptConn{}
 	k.open--
@@ -121,7 +121,7 @@ func (k *kept) lose(fd int, why string, now time.Time) {
 func (k *kept) expire(now time.Time) {
 	for fd := range k.conns {
 		if c := &k.conns[fd]; c.busy && now.Sub(c.started) > k.spec.Patience {
-			k.lose(fd, "no answer in time", now)
+			k.lose(fd, "no answer in time")
 		}
 	}
 }
@@ -202,7 +202,7 @@ func runSteadyRequests(s Spec) (*Result, error) {
 	}
 	k.expire(time.Now())
 	for range due {
-		k.result.fail("never sent", time.Since(k.clock.start))
+		k.result.kept("never sent")
 	}
 	k.result.Latency = quantiles(k.times)
 	k.result.finish(k.clock)

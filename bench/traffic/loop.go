@@ -29,10 +29,6 @@ func (p *poller) add(fd int, events uint32, tag int32) error {
 	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd), Pad: tag})
 }
 
-func (p *poller) modify(fd int, events uint32, tag int32) error {
-	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_MOD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd), Pad: tag})
-}
-
 // wait returns the events of at most the given time, which is kept to the
 // microsecond.
 func (p *poller) wait(d time.Duration) ([]unix.EpollEvent, error) {

@@ -44,7 +44,7 @@ func (s *shorts) begin(now time.Time) {
 		err = s.poller.add(fd, unix.EPOLLIN|unix.EPOLLOUT|unix.EPOLLRDHUP|unix.EPOLLET, tagShort)
 	}
 	if err != nil {
-		s.result.fail("short: "+err.Error(), now.Sub(s.clock.start))
+		s.result.fail("short: "+err.Error(), now)
 		return
 	}
 	s.conns[fd] = shortConn{open: true, started: now}
@@ -59,12 +59,12 @@ func (s *shorts) event(fd int, events uint32, now time.Time) bool {
 	}
 	if events&unix.EPOLLERR != 0 {
 		errno, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		return s.lose(fd, unix.Errno(errno).Error(), now)
+		return s.lose(fd, unix.Errno(errno).Error())
 	}
 	if !c.sent {
 		c.sent = true
 		if n, errno := send(fd, s.buffer[:requestSize]); n != requestSize {
-			return s.lose(fd, "send: "+errno.Error(), now)
+			return s.lose(fd, "send: "+errno.Error())
 		}
 		if events&unix.EPOLLIN == 0 {
 			return false
@@ -73,7 +73,7 @@ func (s *shorts) event(fd int, events uint32, now time.Time) bool {
 	// An edge-triggered event that tells of the end has all data behind it.
 	n, errno := recv(fd, s.buffer[requestSize:], 0)
 	if errno != 0 && errno != unix.EAGAIN {
-		return s.lose(fd, errno.Error(), now)
+		return s.lose(fd, errno.Error())
 	}
 	if n > 0 {
 		c.node = s.buffer[requestSize]
@@ -83,10 +83,13 @@ func (s *shorts) event(fd int, events uint32, now time.Time) bool {
 		return false
 	}
 	if c.got != answerSize {
-		return s.lose(fd, "closed before the answer", now)
+		return s.lose(fd, "closed before the answer")
 	}
 	s.result.All++
 	s.result.nodes[c.node]++
+	if now.Sub(c.started) > Slow && c.started.After(s.result.LastSlow) {
+		s.result.LastSlow = c.started
+	}
 	if now.After(s.clock.from) {
 		s.result.Done++
 		if s.timed {
@@ -103,25 +106,23 @@ func (s *shorts) close(fd int) {
 	s.open--
 }
 
-func (s *shorts) lose(fd int, why string, now time.Time) bool {
-	s.result.fail("short: "+why, now.Sub(s.clock.start))
+func (s *shorts) lose(fd int, why string) bool {
+	s.result.fail("short: "+why, s.conns[fd].started)
 	s.close(fd)
 	return true
 }
 
-// expire gives up on connections that take too long, and returns their number.
-func (s *shorts) expire(now time.Time) (n int) {
+// expire gives up on connections that take too long.
+func (s *shorts) expire(now time.Time) {
 	if now.Sub(s.looked) < 50*time.Millisecond {
-		return 0
+		return
 	}
 	s.looked = now
 	for fd := range s.conns {
 		if c := &s.conns[fd]; c.open && now.Sub(c.started) > s.spec.Patience {
-			s.lose(fd, "no answer in time", now)
-			n++
+			s.lose(fd, "no answer in time")
 		}
 	}
-	return n
 }
 
 func runConnections(spec Spec) (*Result, error) {

@@ -55,7 +55,7 @@ func runIdle(s Spec) (*Result, error) {
 }
 
 // runWatch keeps Width connections, on which Rate requests a second go in turn,
-// and keeps Window short connections going beside them. The first half of To is for
+// and keeps Window short connections going beside them, or begins Brief a second. The first half of To is for
 // the former, the second for the latter. A kept connection that is lost stays so.
 func runWatch(s Spec) (*Result, error) {
 	ended := untilInput()
@@ -75,6 +75,7 @@ func runWatch(s Spec) (*Result, error) {
 	k.clock = startClock(s)
 	b.clock = k.clock
 	pace, looked := newPace(k.clock.start, s.Rate), k.clock.start
+	briefPace := newPace(k.clock.start, s.Brief)
 	fmt.Println("ready")
 	for now := k.clock.start; !ended.Load() || b.open > 0; now = time.Now() {
 		for range pace.due(now) {
@@ -84,7 +85,10 @@ func runWatch(s Spec) (*Result, error) {
 				k.ask(fd, now)
 			}
 		}
-		for !ended.Load() && b.open < s.Window {
+		for n := briefPace.due(now); s.Brief > 0 && n > 0 && !ended.Load(); n-- {
+			b.begin(now)
+		}
+		for !ended.Load() && s.Brief == 0 && b.open < s.Window {
 			failed := r.Failed
 			if b.begin(now); r.Failed > failed {
 				break
@@ -95,7 +99,7 @@ func runWatch(s Spec) (*Result, error) {
 			looked = now
 			k.expire(now)
 		}
-		events, err := p.wait(min(max(pace.until(time.Now()), 0), 5*time.Millisecond))
+		events, err := p.wait(min(max(pace.until(time.Now()), 0), time.Millisecond))
 		if err != nil {
 			return nil, err
 		}
