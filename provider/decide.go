@@ -88,7 +88,6 @@ type translated struct {
 	// good is the newest Translation that could be served, nil if none is known.
 	good     *Translation
 	recorded []netip.Addr
-	at       time.Time
 	ingress  []netip.Addr
 	strange  bool
 }
@@ -187,7 +186,7 @@ func (r *round) sortServices() {
 		s := &subject{
 			svc: svc, uid: uid, path: path, translation: t.Translation, good: t.good,
 			endpoints: r.Endpoints(svc.Namespace, svc.Name),
-			recorded:  t.recorded, at: t.at, told: t.ingress,
+			told:      t.ingress,
 		}
 		r.hold(s, t)
 		r.subjects = append(r.subjects, s)
@@ -208,9 +207,6 @@ func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
 	translation := Translate(svc)
 	t := translated{svc: svc, Translation: &translation, recorded: recordedAddresses(svc)}
 	t.ingress, t.strange = ingressAddresses(svc)
-	if at, err := time.Parse(time.RFC3339, svc.Annotations[string(AnnotationAssignedAt)]); err == nil && len(t.recorded) > 0 {
-		t.at = at
-	}
 	switch {
 	case known && reflect.DeepEqual(before.Translation, t.Translation):
 		t.Translation = before.Translation
@@ -229,14 +225,8 @@ func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
 // hold finds out which addresses are the Service's already, and whether
 // somebody else looks after it.
 func (r *round) hold(s *subject, t translated) {
-	p, proposed := r.proposals[s.uid]
-	if s.at.IsZero() {
-		s.at = p.at
-	}
-	s.held = slices.Clone(s.recorded)
-	if proposed {
-		s.held = appendNew(s.held, p.addrs...)
-	}
+	s.recorded = r.recordOf(s, t)
+	s.held = appendNew(slices.Clone(s.recorded), r.proposals[s.uid].addrs...)
 	strange := t.strange
 	for _, a := range t.ingress {
 		if slices.Contains(s.held, a) {
