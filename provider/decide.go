@@ -275,7 +275,7 @@ func (r *round) build() {
 			b.pools = append(b.pools, name)
 		}
 		b.Pool = r.poolFor(s)
-		b.Members = r.membersOf(s, b.Pool)
+		b.Members = s.endpoints.among(r.members[b.Pool], s.good.Local)
 		nodeFamilies := r.nodeFamilies(b, ofPools)
 		b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
 		s.homeless = len(nodeFamilies) > 0 && !slices.ContainsFunc(s.good.Families, func(f lb.Family) bool { return nodeFamilies[f] })
@@ -335,26 +335,6 @@ func (r *round) poolFor(s *subject) lb.PoolName {
 		_, r.members[name] = r.nodes.Pool(selector)
 	}
 	return name
-}
-
-// membersOf narrows the pool to where the endpoints are. A Service of which no
-// EndpointSlice is known has all nodes: that may be our ignorance, and a node
-// without endpoints refuses connections by itself.
-func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Member {
-	e := s.endpoints
-	switch {
-	case !e.Known, e.Ready && !s.good.Local:
-		return nil
-	case !e.Ready:
-		return map[lb.NodeName]lb.Member{}
-	}
-	members := map[lb.NodeName]lb.Member{}
-	for node := range e.Nodes {
-		if m, ok := r.members[name][node]; ok {
-			members[node] = m
-		}
-	}
-	return members
 }
 
 // nodeFamilies returns the address families in which the nodes of a load balancer

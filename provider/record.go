@@ -108,3 +108,8 @@ func later(a, b time.Time) time.Time {
 	}
 	return a
 }
+
+// allAmong says whether there are addresses, and all are among others.
+func allAmong(addrs, others []netip.Addr) bool {
+	return len(addrs) > 0 && !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(others, a) })
+}
