@@ -178,7 +178,7 @@ func TestLastGoodOverRestart(t *testing.T) {
 		}
 	}
 	held("served", "[w1]", "[w1 w2]")
-	s.edit(0, badRange)
+	s.editAt(0, badRange)
 	held("refused", "[w1]", "[w1 w2]")
 	s.restart()
 	held("after a restart", "[w1]", "[w1 w2]")
@@ -187,7 +187,7 @@ func TestLastGoodOverRestart(t *testing.T) {
 	s.world.Nodes = append(s.world.Nodes[:2:2], labelled("w3", "10.0.1.3", "web"))
 	place("w3")
 	held("the nodes are replaced", "[w3]", "[w1 w3]")
-	s.edit(0, func(svc *v1.Service) { svc.Spec.LoadBalancerSourceRanges = nil })
+	s.editAt(0, func(svc *v1.Service) { svc.Spec.LoadBalancerSourceRanges = nil })
 	held("right again", "[w3]", "[w1 w3]")
 	same(t, "programmed", says(s.world.Services[0], ConditionProgrammed), "True Programmed")
 }

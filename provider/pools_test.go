@@ -81,6 +81,6 @@ func TestClosedPoolSharesNothing(t *testing.T) {
 		s.settle()
 		same(t, "victim", says(s.world.Services[0], ConditionAddressAssigned), "True Assigned")
 		same(t, "thief", says(s.world.Services[1], ConditionAddressAssigned), "False AddressInUse")
-		same(t, "thief on the edge", s.on("e1", "thief"), "nothing")
+		same(t, "thief on the edge", s.servedOn("e1", "thief"), "nothing")
 	}
 }

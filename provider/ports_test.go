@@ -167,7 +167,7 @@ func TestPortErrorEnds(t *testing.T) {
 	broken := "192.0.2.1 Proxy 80/TCP 99/SCTP=eclusa.io/Unsupported"
 	same(t, "at first", told(s.world.Services[0]), broken)
 	s.lost["e2"] = true
-	s.edit(0, annotated(AnnotationIdleTimeout, "5s"))
+	s.editAt(0, annotated(AnnotationIdleTimeout, "5s"))
 	s.settle()
 	same(t, "on an edge of two", told(s.world.Services[0]), broken)
 	s.able = append(s.able, lb.CapSCTP)

@@ -71,11 +71,11 @@ func (r *round) claimTime(s *subject) time.Time {
 	if p, ok := r.proposals[s.uid]; ok && sameAddresses(p.addrs, s.recorded) {
 		return p.at // which was just recorded
 	}
-	at, known := s.born(), map[netip.Addr]bool{}
+	at, known := s.born(), []netip.Addr(nil)
 	vouches := func(l lb.LoadBalancer) {
 		for _, a := range l.Addresses {
 			if slices.Contains(s.recorded, a) {
-				known[a], at = true, later(at, l.ClaimTime)
+				known, at = appendNew(known, a), later(at, l.ClaimTime)
 			}
 		}
 	}

@@ -46,8 +46,8 @@ func (s *simulation) create(svc *v1.Service) {
 	s.world.Services = append(slices.Clone(s.world.Services), svc)
 }
 
-// edit changes the Service in its place.
-func (s *simulation) edit(i int, change func(*v1.Service)) {
+// editAt changes the Service in its place.
+func (s *simulation) editAt(i int, change func(*v1.Service)) {
 	svc := s.world.Services[i].DeepCopy()
 	change(svc)
 	s.stamp(svc, 0)
@@ -55,8 +55,8 @@ func (s *simulation) edit(i int, change func(*v1.Service)) {
 	s.world.Services[i] = svc
 }
 
-// on returns what an edge is to serve for a Service.
-func (s *simulation) on(edge, service string) string {
+// servedOn returns what an edge is to serve for a Service.
+func (s *simulation) servedOn(edge, service string) string {
 	l, ok := s.wanted[edge].Config.LoadBalancers[lb.UID("uid-"+service)]
 	if !ok {
 		return "nothing"
@@ -98,12 +98,12 @@ func TestRecordIsRestored(t *testing.T) {
 		for _, restarted := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, restarted %v", test.name, restarted), func(t *testing.T) {
 				s := scene(t, []string{"e1", "e2"}, testService("a", 30080, dualStack))
-				before, status := s.on("e1", "a"), told(s.world.Services[0])
+				before, status := s.servedOn("e1", "a"), told(s.world.Services[0])
 				if !strings.HasPrefix(before, "192.0.2.1,2001:db8::1 since 2026-") {
 					t.Fatalf("on the edge is %s, want two addresses", before)
 				}
 				recorded := s.world.Services[0].Annotations
-				s.edit(0, func(svc *v1.Service) {
+				s.editAt(0, func(svc *v1.Service) {
 					svc.Annotations = map[string]string{}
 					for name, value := range map[Annotation]string{AnnotationAssignedAddresses: test.addrs, AnnotationAssignedAt: test.at} {
 						if value == "same" {
@@ -124,10 +124,10 @@ func TestRecordIsRestored(t *testing.T) {
 					s.reach(s.wanted)
 				}
 				for _, edge := range []string{"e1", "e2"} {
-					same(t, edge, s.on(edge, "a"), before)
+					same(t, edge, s.servedOn(edge, "a"), before)
 				}
 				s.settle()
-				same(t, "e1 in the end", s.on("e1", "a"), before)
+				same(t, "e1 in the end", s.servedOn("e1", "a"), before)
 				same(t, "annotations", s.world.Services[0].Annotations, recorded)
 				same(t, "status", told(s.world.Services[0]), status)
 				if n := strings.Count(strings.Join(s.events, "\n"), ReasonAnnotationRestored); n != 1 {
@@ -144,12 +144,12 @@ func TestRecordOfOneNotToldYet(t *testing.T) {
 	s.lost["e1"] = true
 	s.create(testService("a", 30080))
 	s.settle()
-	before := s.on("e1", "a")
+	before := s.servedOn("e1", "a")
 	same(t, "status", told(s.world.Services[0]), "")
-	s.edit(0, func(svc *v1.Service) { svc.Annotations = nil })
+	s.editAt(0, func(svc *v1.Service) { svc.Annotations = nil })
 	s.world.Now = s.world.Now.Add(time.Hour)
 	s.wanted = s.decider.decide(s.world).Wanted
-	same(t, "on the edge", s.on("e1", "a"), before)
+	same(t, "on the edge", s.servedOn("e1", "a"), before)
 	s.settle()
 	same(t, "record", s.world.Services[0].Annotations[string(AnnotationAssignedAddresses)], "192.0.2.1")
 }
@@ -159,14 +159,14 @@ func TestRecordOfOneNotToldYet(t *testing.T) {
 func TestClaimTimeOfNewAddress(t *testing.T) {
 	s := scene(t, []string{"e1"}, testService("a", 30080))
 	s.world.Now = epoch.Add(10000 * time.Hour)
-	s.edit(0, dualStack)
+	s.editAt(0, dualStack)
 	s.settle()
-	both := s.on("e1", "a")
+	both := s.servedOn("e1", "a")
 	same(t, "with the second address", both, "192.0.2.1,2001:db8::1 since "+epoch.Add(10000*time.Hour+10*time.Second).Format(time.RFC3339))
 	s.world.Now = epoch.Add(20000 * time.Hour)
-	s.edit(0, singleStack)
+	s.editAt(0, singleStack)
 	s.settle()
-	same(t, "without it", s.on("e1", "a"), strings.Replace(both, ",2001:db8::1", "", 1))
+	same(t, "without it", s.servedOn("e1", "a"), strings.Replace(both, ",2001:db8::1", "", 1))
 }
 
 // TestUnclearKeepsAddresses edits Services into what is not clear or cannot be
@@ -184,12 +184,12 @@ func TestUnclearKeepsAddresses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := scene(t, []string{"e1"}, testService("a", 30080, test.of))
-			before, status := s.on("e1", "a"), told(s.world.Services[0])
+			before, status := s.servedOn("e1", "a"), told(s.world.Services[0])
 			for _, f := range test.change {
-				s.edit(0, f)
+				s.editAt(0, f)
 			}
 			s.settle()
-			same(t, "on the edge", s.on("e1", "a"), before)
+			same(t, "on the edge", s.servedOn("e1", "a"), before)
 			same(t, "status", told(s.world.Services[0]), status)
 			addrs, _, _ := strings.Cut(before, " ")
 			if m := conditionOf(s.world.Services[0], ConditionAddressAssigned).Message; !strings.Contains(m, "the Service keeps "+addrs) {

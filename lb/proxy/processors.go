@@ -8,6 +8,7 @@ import (
 // A loop that waits holds a processor of the Go runtime (a P) until the runtime,
 // which looks every few milliseconds, takes it away. So that the rest of the
 // program does not wait for that, it gets one more for each loop.
+// The runtime then follows changes of its cgroup's CPU limit no longer.
 var lent struct {
 	mu sync.Mutex
 	n  int
