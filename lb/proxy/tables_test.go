@@ -186,3 +186,26 @@ func BenchmarkSetHashed(b *testing.B) {
 		})
 	}
 }
+
+// TestViewsComeWithTheirIndex: with affinity no pick makes the index of members, while
+// others wait for it.
+func TestViewsComeWithTheirIndex(t *testing.T) {
+	id := lb.GroupID{Name: "pool"}
+	c := &change{e: New(Options{}), changed: map[*group]bool{}}
+	for i, step := range []struct {
+		affinity time.Duration
+		want     bool
+	}{
+		{0, false},
+		{time.Hour, true},
+		{time.Hour, true},
+		{0, true}, // its route goes by it until the new one is in force
+		{0, false},
+	} {
+		needs := needsOf(map[lb.Frontend]lb.Route{{Port: 80}: {Group: id, AffinityFor: step.affinity}})
+		c.setGroups(map[lb.GroupID]lb.Group{id: {Backends: backendsOf(weightsOf(i+1, 1)...)}}, needs)
+		if got := c.e.groups[id].view.Load().index != nil; got != step.want {
+			t.Errorf("step %d, affinity %s: got an index %v; want %v", i, step.affinity, got, step.want)
+		}
+	}
+}
