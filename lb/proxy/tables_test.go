@@ -130,6 +130,14 @@ func TestEqualGroupsShareATable(t *testing.T) {
 	if p := e.viewNumber(1).placed.Load(); p.table != first || len(e.tables.wanted) != 1 {
 		t.Errorf("after a Set that changes nothing for it: got another table, or %d in all; want the same one alone", len(e.tables.wanted))
 	}
+	none := backendsOf(1, 1, 1)
+	for i := range none {
+		none[i].State = lb.Dead
+	}
+	mustSet(t, e, hashedTable(large, none, backendsOf(1, 1, 1)))
+	if p := e.viewNumber(1).placed.Load(); p != nil {
+		t.Error("a group that nobody serves keeps a table, beyond those that count")
+	}
 }
 
 // inForce returns how long it takes until all groups have other views.
