@@ -151,7 +151,7 @@ func (e *Engine) inForce() func() time.Duration {
 	go func() {
 		for g, v := range before {
 			for g.view.Load() == v {
-				time.Sleep(100 * time.Microsecond)
+				time.Sleep(100 * time.Microsecond) // poll
 			}
 		}
 		took <- time.Since(start)
