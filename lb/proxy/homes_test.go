@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -279,8 +281,8 @@ func TestOldestClientsAreLeftBehind(t *testing.T) {
 		fe.remember(&e.clients, true)
 		e.frontends[fe.id] = fe
 		for c := range uint64(each) {
-			h := fe.homes
-			h.leave(mix(c+1), uint32(c), h.settle(mix(c+1), 7, uint32(c), 1<<30, nil))
+			h, seen := fe.homes, -uint32(c)
+			h.leave(mix(c+1), seen, h.settle(mix(c+1), 7, seen, 1<<30, nil))
 		}
 	}
 	all, err := e.remembered(t.Context())
@@ -290,6 +292,10 @@ func TestOldestClientsAreLeftBehind(t *testing.T) {
 	for fe, b := range all {
 		if len(b) < maxBequests/2-100 || len(b) > maxBequests/2 {
 			t.Errorf("frontend %s: got %d clients; want about half of %d", fe.id, len(b), maxBequests)
+		}
+		oldest := slices.MaxFunc(b, func(x, y bequest) int { return cmp.Compare(x.age, y.age) }).age
+		if oldest < maxBequests/2-100 || oldest > maxBequests/2+1000 {
+			t.Errorf("frontend %s: the oldest of %d clients was away for %d ticks; want the youngest, of which one comes with each tick", fe.id, len(b), oldest)
 		}
 	}
 	ended, cancel := context.WithCancel(t.Context())
@@ -313,20 +319,17 @@ func BenchmarkRemembered(b *testing.B) {
 				fe.spec.Store(newSpec(lb.TCP, lb.Route{AffinityFor: 3 * time.Hour}, g, nil))
 				fe.remember(&e.clients, true)
 				for j, c := range someClients(maxHomes) {
-					fe.homes.settle(hashAddr(c), 1, uint32(j), 1<<30, func(uint64) bool { return true })
-				}
-				for j := range fe.homes.places {
-					fe.homes.places[j].open = 0
-					fe.homes.places[j].seen -= 1 << 20
+					seen := -uint32(j)
+					h := fe.homes
+					h.leave(hashAddr(c), seen, h.settle(hashAddr(c), 1, seen, 1<<30, func(uint64) bool { return true }))
 				}
 				e.frontends[fe.id] = fe
 			}
 			for b.Loop() {
-				if _, err := e.remembered(b.Context()); err != nil {
-					b.Fatal(err)
+				if all, err := e.remembered(b.Context()); err != nil || len(all) != 9 {
+					b.Fatal(len(all), err)
 				}
 			}
-			b.ReportMetric(float64(e.clients.used.Load()), "clients")
 		})
 	}
 }

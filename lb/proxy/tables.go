@@ -117,6 +117,7 @@ func (ts *tables) want(groups []hashedGroup) (missing, outdated []*table) {
 	places := 0
 	for _, g := range groups {
 		if len(g.candidates) == 0 {
+			g.placed.Store(nil) // the one before does not count any more
 			continue
 		}
 		if g.key == (tableKey{}) {

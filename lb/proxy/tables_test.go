@@ -130,6 +130,14 @@ func TestEqualGroupsShareATable(t *testing.T) {
 	if p := e.viewNumber(1).placed.Load(); p.table != first || len(e.tables.wanted) != 1 {
 		t.Errorf("after a Set that changes nothing for it: got another table, or %d in all; want the same one alone", len(e.tables.wanted))
 	}
+	none := backendsOf(1, 1, 1)
+	for i := range none {
+		none[i].State = lb.Dead
+	}
+	mustSet(t, e, hashedTable(large, none, backendsOf(1, 1, 1)))
+	if p := e.viewNumber(1).placed.Load(); p != nil {
+		t.Error("a group that nobody serves keeps a table, beyond those that count")
+	}
 }
 
 // inForce returns how long it takes until all groups have other views.
@@ -143,7 +151,7 @@ func (e *Engine) inForce() func() time.Duration {
 	go func() {
 		for g, v := range before {
 			for g.view.Load() == v {
-				time.Sleep(100 * time.Microsecond)
+				time.Sleep(100 * time.Microsecond) // poll
 			}
 		}
 		took <- time.Since(start)
@@ -184,5 +192,28 @@ func BenchmarkSetHashed(b *testing.B) {
 			}
 			b.ReportMetric(float64(total.Milliseconds())/float64(n), "ms-until-in-force/op")
 		})
+	}
+}
+
+// TestViewsComeWithTheirIndex: with affinity no pick makes the index of members, while
+// others wait for it.
+func TestViewsComeWithTheirIndex(t *testing.T) {
+	id := lb.GroupID{Name: "pool"}
+	c := &change{e: New(Options{}), changed: map[*group]bool{}}
+	for i, step := range []struct {
+		affinity time.Duration
+		want     bool
+	}{
+		{0, false},
+		{time.Hour, true},
+		{time.Hour, true},
+		{0, true}, // its route goes by it until the new one is in force
+		{0, false},
+	} {
+		needs := needsOf(map[lb.Frontend]lb.Route{{Port: 80}: {Group: id, AffinityFor: step.affinity}})
+		c.setGroups(map[lb.GroupID]lb.Group{id: {Backends: backendsOf(weightsOf(i+1, 1)...)}}, needs)
+		if got := c.e.groups[id].view.Load().index != nil; got != step.want {
+			t.Errorf("step %d, affinity %s: got an index %v; want %v", i, step.affinity, got, step.want)
+		}
 	}
 }
