@@ -1,6 +1,12 @@
 package lb
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
 
 // Engine is a data plane. An edge has one, and one goroutine of it calls Set.
 type Engine interface {
@@ -12,7 +18,8 @@ type Engine interface {
 
 	// Set replaces the whole table. It is all or nothing but for single
 	// frontends that cannot be served (an address in use by another process):
-	// those are returned with their reasons, and tried again at the next Set. It
+	// those are returned with their reasons, and tried again at the next Set. A
+	// frontend whose reason is a [MembersError] is served all the same, by others. It
 	// is idempotent. Connections through routes that stay are never cut, but for
 	// those of clients that the route's SourceRanges do not allow any more, which
 	// end at once; connections of a frontend or member that is gone drain for the route's
@@ -50,6 +57,32 @@ type Engine interface {
 	// yet; that Set does, with what belongs to its routes, and gives back the
 	// rest. On error nothing is kept.
 	Adopt(ctx context.Context, receive func() (Parcel, error)) error
+}
+
+// MembersError says that a frontend is served, though without some of its members,
+// since the engine cannot reach them in the way that the route asks for.
+type MembersError struct {
+	// Without tells of each member why.
+	Without map[NodeName]string
+}
+
+// Error names a few of the members, once for all with the same reason.
+func (e *MembersError) Error() string {
+	const shown = 5
+	nodes := make(map[string][]string)
+	for _, n := range slices.Sorted(maps.Keys(e.Without)) {
+		nodes[e.Without[n]] = append(nodes[e.Without[n]], quoted(string(n)))
+	}
+	var texts []string
+	for _, why := range slices.Sorted(maps.Keys(nodes)) {
+		names := nodes[why]
+		text := strings.Join(names[:min(len(names), shown)], ", ")
+		if more := len(names) - shown; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+		texts = append(texts, fmt.Sprintf("is served without %s: %s", text, why))
+	}
+	return strings.Join(texts, "; ")
 }
 
 // MaxParcelFiles is how many descriptors a Parcel may have; the kernel passes no

@@ -84,7 +84,7 @@ func TestPortsRefused(t *testing.T) {
 		{"mapped range", func(svc *v1.Service) { svc.Spec.LoadBalancerSourceRanges = []string{"::ffff:0.0.0.0/90"} }, "spec.loadBalancerSourceRanges: \"::ffff:0.0.0.0/90\": must be a range"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := Translate(testService("web", 30080, test.change)).Refusals
+			got := Translate(testService("web", 30080, test.change), lb.ForwardNAT).Refusals
 			if len(got) != 1 || !strings.HasPrefix(got[0].String(), test.want) {
 				t.Errorf("refusals are %v, want one that begins with %q", got, test.want)
 			}
