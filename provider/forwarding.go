@@ -25,8 +25,9 @@ func ForwardingOf(svc *v1.Service) lb.Forwarding {
 	return lb.ForwardNAT
 }
 
+// isVIP says whether the mode is there, as the API server has it for every address.
 func isVIP(in v1.LoadBalancerIngress) bool {
-	return ptr.Deref(in.IPMode, v1.LoadBalancerIPModeVIP) == v1.LoadBalancerIPModeVIP
+	return ptr.Deref(in.IPMode, v1.LoadBalancerIPModeProxy) == v1.LoadBalancerIPModeVIP
 }
 
 // tellsVIP says whether the Service's status has nodes take the address for their
@@ -116,7 +117,8 @@ func (r *round) poolSteers(pool string) bool {
 }
 
 // findWays finds the Services without node ports that can be served all the same,
-// which pools can, before they get addresses.
+// and which pools can, before they get addresses. One of which the status says that
+// it is served so stays that, whatever is known of edges at the moment.
 func (r *round) findWays() {
 	known := map[string][]string{}
 	for _, s := range r.subjects {
@@ -124,7 +126,7 @@ func (r *round) findWays() {
 			continue
 		}
 		if len(s.held) > 0 {
-			r.serve(s, !slices.ContainsFunc(s.held, func(a netip.Addr) bool { return !r.steers(a) }))
+			r.serve(s, !slices.ContainsFunc(s.held, func(a netip.Addr) bool { return !r.steers(a) && !tellsVIP(s.svc, a) }))
 			continue
 		}
 		ways := slices.DeleteFunc(slices.Clone(r.eligible(s, known)), func(pool string) bool { return !r.poolSteers(pool) })

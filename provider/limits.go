@@ -45,8 +45,6 @@ func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
 	}
 	if t.Direct {
 		add("packets reach nodes", "as they are, with the client's address", wayFrom(svc))
-	} else {
-		add("packets reach nodes", "in connections of the edge to node ports", "default")
 	}
 	if tcp && !t.Direct {
 		connect := "the edge's own"
