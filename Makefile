@@ -9,6 +9,8 @@ LAB_DIR ?= /var/tmp/eclusa-lab-$(LAB)
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty --abbrev=12 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/eclusa-lb/eclusa/version.number=$(VERSION)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+# Tells again at the end what failed, where thousands of lines lie between.
+TESTSUM  := gotest.tools/gotestsum@v1.13.0
 
 # What images and packages are made for.
 PLATFORMS ?= linux/amd64,linux/arm64
@@ -71,7 +73,8 @@ tools: ## install the Debian packages that tests look at things with and that ar
 
 .PHONY: test-lab
 test-lab: lab-binaries ## the tests on a real cluster: the lab itself and end to end (needs root)
-	$(GO) test -timeout 40m -p 1 -v ./lab/... ./e2e/... 2>&1 | grep -v -e '^=== ' -e '^\s*$$'
+	$(GO) run $(TESTSUM) --format standard-verbose --no-color --hide-summary=skipped -- -timeout 40m -p 1 ./lab/... ./e2e/... 2>&1 \
+	  | grep -v -e '^=== \(RUN\|PAUSE\|CONT\|NAME\)' -e '^\s*$$'
 
 .PHONY: lab-binaries
 lab-binaries: ## build Kubernetes, etcd and Helm for the lab, once per version, outside the checkout

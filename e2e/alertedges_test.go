@@ -221,9 +221,15 @@ func (w watch) diskFull(t *testing.T, ns string, s *spare) {
 	command(t, w.c.edge.Host, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", s.stateDir())
 	t.Cleanup(func() {
 		s.kill()
-		out, err := w.c.edge.Command(context.Background(), "umount", s.stateDir()).CombinedOutput()
+		err := poll(context.Background(), 5*time.Second, func() error { // what it had open is let go of after it
+			out, err := w.c.edge.Command(context.Background(), "umount", s.stateDir()).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("umount: %w: %s", err, out)
+			}
+			return nil
+		})
 		if err != nil {
-			t.Errorf("umount: %v: %s", err, out)
+			t.Error(err)
 		}
 		s.start(t)
 	})

@@ -45,11 +45,19 @@ func (e *Edge) Run(ctx context.Context) error {
 		l.log.Warn("the end of this process will look like a crash to those that drain", zap.Error(err))
 	}
 	l.saveHealth()
+	if e, ok := l.engine.(servesOn); ok && e.ServesOn() {
+		l.log.Info("traffic goes on in the kernel as it was last; nobody checks members until the next start")
+		return l.shutdown(context.WithoutCancel(ctx))
+	}
 	l.log.Info("no new connections are taken; open ones may end", zap.Duration("within", l.drainTimeout))
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.drainTimeout)
 	defer cancel()
 	return l.shutdown(within)
 }
+
+// servesOn is an engine that may leave others, the kernel, to serve after its
+// Shutdown.
+type servesOn interface{ ServesOn() bool }
 
 // waitFirst waits for the first results, so that ignorance alone never takes a
 // member out of a table that is in force already.
@@ -153,6 +161,9 @@ func (l *loop) shutdown(ctx context.Context) error {
 	start := time.Now()
 	if err := l.engine.Shutdown(ctx); err != nil {
 		return fmt.Errorf("shut down the engine %q: %w", l.engine.Name(), err)
+	}
+	if e, ok := l.engine.(servesOn); ok && e.ServesOn() {
+		return nil
 	}
 	l.log.Info("all connections have ended or were cut", zap.Duration("after", time.Since(start).Round(time.Millisecond)))
 	return nil

@@ -35,6 +35,10 @@ type Engine interface {
 	// go on until ctx ends, then cuts them and gives everything back. The engine
 	// is of no use afterwards. It returns an error only if something is left
 	// behind.
+	//
+	// An engine whose work the kernel does may leave the kernel to it instead, so
+	// that a restart is not noticed: then Shutdown returns at once, traffic goes on
+	// as it was last, and the first Set of the next one takes over.
 	Shutdown(ctx context.Context) error
 
 	// HandOver gives what the engine takes traffic with to an engine of the same

@@ -42,7 +42,7 @@ func (k checker) check(c Config) {
 		k.Complain("management.listen", "%s: is the address of api.listen too; they must differ", c.Management.Listen)
 	}
 	k.management(c.Management)
-	k.OneOf("engine", c.Engine, "proxy")
+	k.OneOf("engine", c.Engine, engineProxy, engineNftables, engineAuto)
 	k.OneOf("announce.mode", c.Announce.Mode, announceNone, announceInterface)
 	if c.Announce.Mode == announceInterface && c.Announce.Interface == "" {
 		k.Complain("announce.interface", `missing; mode "interface" needs the name of a network interface such as eth0`)
@@ -52,6 +52,7 @@ func (k checker) check(c Config) {
 	}
 	k.between("health.probesPerSecond", int64(c.Health.ProbesPerSecond), 1, 1000000)
 	k.proxy(c.Proxy)
+	k.nftables(c.Nftables)
 	k.duration("drainTimeout", c.DrainTimeout, 0, 24*time.Hour)
 	k.duration("upgradeDrainTimeout", c.UpgradeDrainTimeout, 0, 7*24*time.Hour)
 	k.OneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -83,6 +84,40 @@ func (k checker) proxy(p ProxyConfig) {
 	k.between("proxy.maxConnections", int64(p.MaxConnections), 0, most)
 	k.between("proxy.udpSessionsPerFrontend", int64(p.UDPSessionsPerFrontend), 1, most)
 	k.between("proxy.udpSessionsPerSource", int64(p.UDPSessionsPerSource), 1, most)
+}
+
+// maxSources is more source addresses than any pool of members can make use of.
+const maxSources = 256
+
+func (k checker) nftables(n NftablesConfig) {
+	k.ranges("nftables.sourceAddresses", n.SourceAddresses, false)
+	if !n.SourceNAT && len(n.SourceAddresses) > 0 {
+		k.Complain("nftables.sourceAddresses", "have no meaning without nftables.sourceNAT, which lets members see the clients' own addresses")
+	}
+	total := 0
+	for i, p := range n.SourceAddresses {
+		if !p.IsValid() {
+			continue
+		}
+		at := fmt.Sprintf("nftables.sourceAddresses[%d]", i)
+		a := p.Addr()
+		if a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() {
+			k.Complain(at, "%s: must be addresses that members can answer", p)
+		}
+		for _, q := range n.SourceAddresses[:i] {
+			if p != q && p.Overlaps(q) {
+				k.Complain(at, "%s: overlaps %s", p, q)
+			}
+		}
+		if bits := a.BitLen() - p.Bits(); bits <= 16 {
+			total += 1 << bits
+		} else {
+			total = maxSources + 1
+		}
+	}
+	if total > maxSources {
+		k.Complain("nftables.sourceAddresses", "%d ranges hold more than %d addresses; 8 to 32 suffice", len(n.SourceAddresses), maxSources)
+	}
 }
 
 func (k checker) clusters(clusters []ClusterConfig) {

@@ -11,7 +11,7 @@ import (
 
 func newCommand() *cobra.Command {
 	var path string
-	var checkOnly bool
+	var checkOnly, checkEngineOnly, cleanupOnly bool
 	root := &cobra.Command{
 		Use:   "eclusa-edge --config FILE",
 		Short: "The external load balancer of Kubernetes clusters",
@@ -19,7 +19,9 @@ func newCommand() *cobra.Command {
 Services and forwards it to healthy nodes of their clusters.
 
 Send SIGTERM or SIGINT to stop it: it takes no new connections and lets the open
-ones end (drainTimeout). A second signal ends it at once.
+ones end (drainTimeout). A second signal ends it at once. With "engine: nftables"
+the kernel goes on serving, without health checks, until the next start; --cleanup
+ends that.
 
 Send SIGUSR2 or SIGHUP, or use "eclusa-edge upgrade", to replace the running
 process by a new one of the same executable file and configuration file, both of
@@ -48,6 +50,12 @@ configuration file are wrong, and with 0 after SIGTERM or SIGINT.`,
 				_, err := fmt.Fprintf(c.OutOrStdout(), "%s: nothing to complain about\n", path)
 				return err
 			}
+			switch {
+			case checkEngineOnly:
+				return checkEngine(c.OutOrStdout(), config)
+			case cleanupOnly:
+				return cleanup(c.Context(), c.OutOrStdout(), config)
+			}
 			return run(c.Context(), config)
 		},
 	}
@@ -57,6 +65,9 @@ configuration file are wrong, and with 0 after SIGTERM or SIGINT.`,
 	root.SetVersionTemplate("eclusa-edge {{.Version}}\n")
 	root.Flags().StringVar(&path, "config", "", "the configuration file (required)")
 	root.Flags().BoolVar(&checkOnly, "check-config", false, "say what is wrong with the configuration and exit")
+	root.Flags().BoolVar(&checkEngineOnly, "check-engine", false, "say whether the configured engine can work on this machine and exit")
+	root.Flags().BoolVar(&cleanupOnly, "cleanup", false, "take what a stopped edge has left in the kernel away, tables and addresses, and exit")
+	root.MarkFlagsMutuallyExclusive("check-config", "check-engine", "cleanup")
 	root.AddCommand(newPKICommand(), newClusterCommand(), newWithdrawCommand(), newUpgradeCommand(), newConfigCommand(), newVersionCommand())
 	return root
 }

@@ -27,6 +27,7 @@ type Config struct {
 	Clusters         []ClusterConfig      `yaml:"clusters"`
 	Health           HealthConfig         `yaml:"health"`
 	Proxy            ProxyConfig          `yaml:"proxy"`
+	Nftables         NftablesConfig       `yaml:"nftables"`
 	DrainTimeout     healthcheck.Duration `yaml:"drainTimeout"`
 
 	UpgradeDrainTimeout healthcheck.Duration `yaml:"upgradeDrainTimeout"`
@@ -90,6 +91,20 @@ type ProxyConfig struct {
 	UDPSessionsPerSource   int                  `yaml:"udpSessionsPerSource"`
 }
 
+// NftablesConfig tunes the engine "nftables".
+type NftablesConfig struct {
+	SourceNAT       bool           `yaml:"sourceNAT"`
+	SourceAddresses []netip.Prefix `yaml:"sourceAddresses"`
+	KeepSysctls     bool           `yaml:"keepSysctls"`
+}
+
+// The engines of Config.Engine. Auto stands for the best that works.
+const (
+	engineProxy    = "proxy"
+	engineNftables = "nftables"
+	engineAuto     = "auto"
+)
+
 // LogConfig says what is logged and how.
 type LogConfig struct {
 	Level  string `yaml:"level"`
@@ -105,9 +120,10 @@ func DefaultConfig() Config {
 			RequestsPerSecond: 50,
 		},
 		Management: ManagementConfig{Listen: netip.MustParseAddrPort("127.0.0.1:9980")},
-		Engine:     "proxy",
+		Engine:     engineProxy,
 		Announce:   AnnounceConfig{Mode: announceNone},
 		Health:     HealthConfig{ProbesPerSecond: 2000},
+		Nftables:   NftablesConfig{SourceNAT: true},
 		Proxy: ProxyConfig{
 			DialTimeout:            healthcheck.Duration(500 * time.Millisecond),
 			UDPSessionsPerFrontend: 8192,

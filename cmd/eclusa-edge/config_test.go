@@ -136,7 +136,12 @@ func TestComplaints(t *testing.T) {
 		{"interface without name", good + "announce: {mode: interface}\n", "11: announce.interface: missing"},
 		{"interface without mode", good + "announce: {interface: eth0}\n", `11: announce.interface: "eth0": has no meaning with mode "none"`},
 		{"unknown mode", good + "announce: {mode: bgp}\n", `11: announce.mode: "bgp": must be none or interface`},
-		{"unknown engine", good + "engine: nftables\n", `11: engine: "nftables": must be proxy`},
+		{"unknown engine", good + "engine: ipvs\n", `11: engine: "ipvs": must be proxy or nftables or auto`},
+		{"sources", good + "engine: nftables\nnftables: {sourceAddresses: [10.1.0.16/28, \"fd00::10/124\"]}\n", ""},
+		{"overlapping sources", good + "nftables: {sourceAddresses: [10.1.0.16/28, 10.1.0.17/32]}\n", "11: nftables.sourceAddresses[1]: 10.1.0.17/32: overlaps 10.1.0.16/28"},
+		{"too many sources", good + "nftables: {sourceAddresses: [10.0.0.0/16]}\n", "11: nftables.sourceAddresses: 1 ranges hold more than 256 addresses"},
+		{"sources on loopback", good + "nftables: {sourceAddresses: [127.0.0.8/29]}\n", "11: nftables.sourceAddresses[0]: 127.0.0.8/29: must be addresses that members can answer"},
+		{"sources without translation", good + "nftables: {sourceNAT: false, sourceAddresses: [10.1.0.16/28]}\n", "11: nftables.sourceAddresses: have no meaning without nftables.sourceNAT"},
 		{"alias", good + "management: &a {listen: 127.0.0.1:1}\nlog: *a\n", "12: log: aliases are not allowed"},
 		{"empty key keeps the default", good + "log:\n", ""},
 	} {

@@ -49,6 +49,8 @@ func run(ctx context.Context, c Config) error {
 		return err
 	}
 
+	c = chooseEngine(c, log)
+
 	// An upgrade may be asked for at any time, and must not end the program.
 	u := newUpgrades(c, systemd, log)
 
@@ -209,7 +211,8 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 	// The engine tells the edge, which needs the engine to be made. No traffic
 	// flows before Run, so nobody is told before e is set.
 	var e *edge.Edge
-	p.engine = newEngine(c, log, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
+	own := ownAddresses(announcer)
+	p.engine = newEngine(c, log, own, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
 		e.DialFailed(owner.Cluster, check, node)
 	})
 	policies := make(map[lb.Cluster]lb.Policy, len(c.Clusters))
@@ -219,7 +222,7 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 	e, err = edge.New(edge.Options{
 		Name: c.Name, Version: version.Number(), Revision: version.Revision(), Clusters: policies, Engine: p.engine, Announcer: announcer, Checker: p.checker, Predecessor: before,
 		StateDir: c.StateDir, Reserved: reserved(c), ShareHostAddress: c.ShareHostAddress,
-		OwnAddresses: ownAddresses(announcer), DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(),
+		OwnAddresses: own, DrainTimeout: c.DrainTimeout.D(), UpgradeDrainTimeout: c.UpgradeDrainTimeout.D(),
 		// Other containers are started again by themselves.
 		EndsWithSuccessor: os.Getpid() != 1, Pulse: systemd.pulse, Log: log,
 	})

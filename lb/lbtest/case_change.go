@@ -124,6 +124,9 @@ func routeChangesKeep(r *rig) {
 	s.route.Group.Name = "another"
 	s.route.IdleTimeout = 2 * time.Hour
 	s.route.Algorithm = lb.LeastConnections
+	if !slices.Contains(r.engine.Capabilities(), lb.CapLeastConnections) {
+		s.route.Algorithm = lb.SourceHash
+	}
 	s.route.SourceRanges = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	r.set()
 	c.mustAsk("its member is in the new group too")
@@ -223,7 +226,7 @@ func (r *rig) load(s *service, clients int) (stop func() int64) {
 }
 
 func swapsUnderLoad(r *rig) {
-	const swaps = 1000
+	const swaps = 1000 / raceFactor
 	m := r.members(2, greet)
 	s := r.service(m...)
 	a, b := s.backends[:1], s.backends[1:]

@@ -233,7 +233,11 @@ func affinityLive(r *rig) {
 	for range 8 {
 		got[r.connectFrom(s, open[0].clientAddr()).node]++
 	}
-	if got[m[0].node] != 4 || got[m[1].node] != 4 {
+	least := 2
+	if r.has(ExactTurns) {
+		least = 4
+	}
+	if got[m[0].node] < least || got[m[1].node] < least {
 		r.Errorf("connections of one client after affinity was switched off: got %v; want them spread", got)
 	}
 }

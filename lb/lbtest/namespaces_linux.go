@@ -162,10 +162,15 @@ func (n *namespaces) join(place string, other netns.NsHandle) error {
 	if err := n.connect(here, place, 0, place); err != nil {
 		return err
 	}
+	// Nodes know the way to clients too, for engines that leave their addresses.
+	behind := []string{"vip"}
+	if place == "node" {
+		behind = append(behind, "client")
+	}
 	if err := netns.Set(other); err != nil {
 		return err
 	}
-	err := n.connect(there, place, 1, "vip")
+	err := n.connect(there, place, 1, behind...)
 	if back := netns.Set(n.edge); back != nil {
 		return back
 	}
@@ -173,7 +178,7 @@ func (n *namespaces) join(place string, other netns.NsHandle) error {
 }
 
 // connect gives a link its address, and the way to what is behind it.
-func (n *namespaces) connect(link, place string, side int, behind string) error {
+func (n *namespaces) connect(link, place string, side int, behind ...string) error {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
 		return err
@@ -192,9 +197,11 @@ func (n *namespaces) connect(link, place string, side int, behind string) error 
 		if err := netlink.AddrAdd(l, addr); err != nil {
 			return fmt.Errorf("address %s: %w", own, err)
 		}
-		way := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(ranges[behind][f]), Gw: peer.Addr().AsSlice()}
-		if err := netlink.RouteAdd(way); err != nil {
-			return fmt.Errorf("route to %s: %w", way.Dst, err)
+		for _, place := range behind {
+			way := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(ranges[place][f]), Gw: peer.Addr().AsSlice()}
+			if err := netlink.RouteAdd(way); err != nil {
+				return fmt.Errorf("route to %s: %w", way.Dst, err)
+			}
 		}
 	}
 	return nil

@@ -36,6 +36,7 @@ type rig struct {
 	spare  func() lb.Engine // makes another one
 	family lb.Family
 	proto  lb.Protocol
+	lacks  []Trait
 	done   chan struct{} // closed when the case is over
 
 	mu       sync.Mutex
@@ -77,6 +78,9 @@ func (r *rig) serviceAt(f lb.Frontend, members ...*node) *service {
 	r.services = append(r.services, s)
 	return s
 }
+
+// has tells whether the engine has the trait.
+func (r *rig) has(t Trait) bool { return !slices.Contains(r.lacks, t) }
 
 // remove takes the service out of the next table.
 func (r *rig) remove(s *service) {

@@ -24,6 +24,8 @@ const (
 	OwnSockets Trait = "own-sockets"
 	// ByteCounts: the engine counts bytes by member.
 	ByteCounts Trait = "byte-counts"
+	// ExactTurns: without anybody else, members get connections strictly in turn.
+	ExactTurns Trait = "exact-turns"
 )
 
 // TestEngine checks that the engines that newEngine makes behave as [lb.Engine]
@@ -57,7 +59,7 @@ func TestEngine(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network,
 								t.Skipf("the engine is not capable of %s", need)
 							}
 						}
-						runCase(t, newEngine, n, c, proto, family)
+						runCase(t, newEngine, n, c, proto, family, lacks)
 					})
 				}
 			}
@@ -66,14 +68,14 @@ func TestEngine(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network,
 }
 
 // runCase runs one case and checks what is left afterwards.
-func runCase(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network, c engineCase, proto lb.Protocol, family lb.Family) {
+func runCase(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network, c engineCase, proto lb.Protocol, family lb.Family, lacks []Trait) {
 	before := measure()
 	t.Cleanup(func() {
 		if !t.Failed() && !t.Skipped() {
 			checkLeaks(t, before)
 		}
 	})
-	r := &rig{TB: t, net: n, engine: newEngine(t), spare: func() lb.Engine { return newEngine(t) }, proto: proto, family: family, done: make(chan struct{})}
+	r := &rig{TB: t, net: n, engine: newEngine(t), spare: func() lb.Engine { return newEngine(t) }, proto: proto, family: family, lacks: lacks, done: make(chan struct{})}
 	t.Cleanup(func() {
 		now, cancel := context.WithCancel(context.Background())
 		cancel()

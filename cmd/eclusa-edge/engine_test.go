@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/eclusa-lb/eclusa/healthcheck"
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// kernelWorld brings up nodes and an edge with the engine "nftables".
+func kernelWorld(t *testing.T) (*world, *program, lb.Balancer, lb.Epoch) {
+	t.Helper()
+	w := newWorld(t)
+	w.yaml += "engine: nftables\nnftables: {sourceAddresses: [10.0.0.64/30]}\n"
+	w.onEdge("10.0.0.64/32", "10.0.0.65/32", "10.0.0.66/32", "10.0.0.67/32")
+	w.pki()
+	for i, a := range []string{"10.0.0.11", "10.0.0.12", "10.0.0.13"} {
+		w.node(a, fmt.Sprintf("n%d", i+1))
+	}
+	p := w.start()
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		<-p.ended
+		if err := execute("--cleanup", "--config", w.config()); err != nil {
+			t.Error(err)
+		}
+	})
+	w.ready()
+	c := w.client("prod", "prod")
+	epoch := w.claim(c, 1)
+	w.set(c, epoch, service(1))
+	w.serves(vip)
+	return w, p, c, epoch
+}
+
+// onEdge adds addresses to the edge's machine.
+func (w *world) onEdge(addrs ...string) {
+	w.t.Helper()
+	w.up("eth0", addrs...)
+}
+
+// TestKernelServesOn: traffic goes on while the program is stopped, and the next
+// one takes over; --cleanup ends it.
+func TestKernelServesOn(t *testing.T) {
+	w, p, c, epoch := kernelWorld(t)
+	if err := execute("--cleanup", "--config", w.config()); err == nil || !strings.Contains(err.Error(), "another edge uses it") {
+		t.Errorf("--cleanup while the edge runs: got %v; want a refusal", err)
+	}
+	w.must(p.Process.Signal(syscall.SIGTERM))
+	w.must(p.wait(t, 5*time.Second))
+	w.serves(vip)
+
+	second := w.start()
+	w.ready()
+	w.serves(vip)
+	w.set(c, epoch, service(2))
+	w.must(second.Process.Signal(syscall.SIGTERM))
+	w.must(second.wait(t, 5*time.Second))
+
+	w.must(execute("--cleanup", "--config", w.config()))
+	if page, err := w.get(vip); err == nil {
+		t.Errorf("after --cleanup: got an answer of %q; want none", page)
+	}
+	if err := w.addrs("eth0", vip); err == nil {
+		t.Error("the address is still there after --cleanup")
+	}
+	tables, err := exec.CommandContext(t.Context(), "nft", "list", "tables").CombinedOutput()
+	if err != nil || strings.Contains(string(tables), "eclusa") {
+		t.Errorf("tables after --cleanup: got %q, %v; want none of eclusa", tables, err)
+	}
+}
+
+// TestKernelDeadNode: a node that dies without a word gets no connection once the
+// checks have noticed.
+func TestKernelDeadNode(t *testing.T) {
+	w, _, c, _ := kernelWorld(t)
+	w.inNodes(func() { w.unaddress("eth1", "10.0.0.12/24") })
+	w.status(c, func(s lb.Status) bool { return s.Checks["http:10256/healthz"]["n2"].State == healthcheck.Down })
+	w.eventually(2*time.Second, func() error {
+		for range 20 {
+			page, err := w.get(vip)
+			if err != nil {
+				return err
+			}
+			if page == "n2" {
+				return errors.New("the dead node has answered")
+			}
+		}
+		return nil
+	})
+}
+
+// TestKernelUpgrade: a second process takes over while connections are served.
+func TestKernelUpgrade(t *testing.T) {
+	w, first, c, epoch := kernelWorld(t)
+	second := w.start()
+	w.must(first.wait(t, 10*time.Second))
+	w.serves(vip)
+	w.set(c, epoch, service(2))
+	w.must(second.Process.Signal(syscall.SIGTERM))
+	w.must(second.wait(t, 5*time.Second))
+}
+
+func TestCheckEngine(t *testing.T) {
+	if os.Getenv(envIsolated) == "" || os.Getuid() != 0 {
+		t.Skip("a network namespace is needed")
+	}
+	c := DefaultConfig()
+	for engine, want := range map[string]string{engineProxy: "needs nothing", engineNftables: "ok        nftables: the kernel takes tables", engineAuto: "engine auto: would choose nftables"} {
+		c.Engine = engine
+		var out bytes.Buffer
+		if err := checkEngine(&out, c); err != nil || !strings.Contains(out.String(), want) {
+			t.Errorf("--check-engine with engine %s: got %v and\n%s\nwant %q in it", engine, err, out.String(), want)
+		}
+	}
+}
+
+func TestChooseEngine(t *testing.T) {
+	if os.Getenv(envIsolated) == "" || os.Getuid() != 0 {
+		t.Skip("a network namespace is needed")
+	}
+	logs, seen := observer.New(zap.InfoLevel)
+	c := DefaultConfig()
+	c.Engine = engineAuto
+	if c = chooseEngine(c, zap.New(logs)); c.Engine != engineNftables {
+		t.Errorf("auto with every right: got %s; want nftables", c.Engine)
+	}
+	if entries := seen.All(); len(entries) != 1 || entries[0].ContextMap()["reason"] == "" {
+		t.Errorf("log of the choice: got %v; want one line that says why", entries)
+	}
+	c.Engine = engineProxy
+	if c = chooseEngine(c, zap.NewNop()); c.Engine != engineProxy {
+		t.Errorf("proxy: got %s; want it left alone", c.Engine)
+	}
+}

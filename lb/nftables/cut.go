@@ -1,0 +1,133 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// provokeAgain is when the ends of a cut connection are provoked once more, since
+// the first packet or its answer may be lost, and an end does not answer twice
+// within half a second.
+var provokeAgain = []time.Duration{700 * time.Millisecond, 2500 * time.Millisecond}
+
+// cutFlow is a connection that was cut a moment ago.
+type cutFlow struct {
+	flow
+	at    time.Time
+	tries int
+}
+
+// raw sends packets with headers of its own.
+type raw struct{ fd map[*version]int }
+
+// openRaw opens the sockets to provoke with.
+func openRaw() (*raw, error) {
+	r := &raw{fd: make(map[*version]int)}
+	for _, v := range versions {
+		fd, err := unix.Socket(int(v.af), unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err == nil {
+			r.fd[v] = fd
+			// So that connection tracking does not take them for connections.
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, bypassMark)
+		}
+		if err != nil {
+			r.close()
+			return nil, os.NewSyscallError("raw socket", err)
+		}
+	}
+	return r, nil
+}
+
+func (r *raw) close() {
+	for _, fd := range r.fd {
+		_ = unix.Close(fd)
+	}
+}
+
+// provoke makes both ends of a TCP connection that connection tracking has
+// forgotten send a segment, which the table answers with a reset: only the segment
+// tells the sequence number without which an end does not believe a reset. A SYN
+// is what an end always answers (RFC 5961, section 4).
+func (r *raw) provoke(f *flow, member bool) {
+	r.send(f.version, f.frontend, f.client)
+	if member {
+		r.send(f.version, f.source, f.member)
+	}
+}
+
+// send sends a SYN. Errors are of no use: whoever is not reached learns with its
+// next segment.
+func (r *raw) send(v *version, from, to netip.AddrPort) {
+	fd, ok := r.fd[v]
+	if !ok {
+		return
+	}
+	var sa unix.Sockaddr
+	if v == v4 {
+		sa = &unix.SockaddrInet4{Addr: to.Addr().As4()}
+	} else {
+		sa = &unix.SockaddrInet6{Addr: to.Addr().As16()}
+	}
+	_ = unix.Sendto(fd, synPacket(from, to, rand.Uint32()), 0, sa)
+}
+
+const (
+	ip4Len = 20
+	ip6Len = 40
+	tcpLen = 20
+	hops   = 64
+)
+
+// synPacket returns an IP packet with a SYN and nothing else.
+func synPacket(from, to netip.AddrPort, seq uint32) []byte {
+	t := make([]byte, tcpLen)
+	binary.BigEndian.PutUint16(t, from.Port())
+	binary.BigEndian.PutUint16(t[2:], to.Port())
+	binary.BigEndian.PutUint32(t[4:], seq)
+	t[12] = tcpLen / 4 << 4
+	t[13] = 0x02 // SYN
+	binary.BigEndian.PutUint16(t[14:], 1024)
+	pseudo := append(from.Addr().AsSlice(), to.Addr().AsSlice()...)
+	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, tcpLen)
+	binary.BigEndian.PutUint16(t[16:], checksum(pseudo, t))
+	if to.Addr().Is4() {
+		h := make([]byte, ip4Len)
+		h[0] = 4<<4 | ip4Len/4
+		binary.BigEndian.PutUint16(h[2:], ip4Len+tcpLen)
+		h[8], h[9] = hops, unix.IPPROTO_TCP
+		copy(h[12:], from.Addr().AsSlice())
+		copy(h[16:], to.Addr().AsSlice())
+		binary.BigEndian.PutUint16(h[10:], checksum(h))
+		return append(h, t...)
+	}
+	h := make([]byte, ip6Len)
+	h[0] = 6 << 4
+	binary.BigEndian.PutUint16(h[4:], tcpLen)
+	h[6], h[7] = unix.IPPROTO_TCP, hops
+	copy(h[8:], from.Addr().AsSlice())
+	copy(h[24:], to.Addr().AsSlice())
+	return append(h, t...)
+}
+
+// checksum is that of IP and TCP, over parts of even length.
+func checksum(parts ...[]byte) uint16 {
+	sum := uint32(0)
+	for _, p := range parts {
+		for i := 0; i+1 < len(p); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(p[i:]))
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}

@@ -1,0 +1,72 @@
+// Package nftables is the data plane in the kernel: an [lb.Engine] that writes one
+// table of nf_tables by netlink, and has no part in the traffic itself. `nft list
+// table inet eclusa` shows the table; testdata has such listings to read.
+//
+// # Why netlink by hand
+//
+// A transaction by netlink takes microseconds where the program nft takes 16 ms.
+// The library github.com/google/nftables (0.3.0) cannot write what the rules here
+// need: an address of one direction of a connection (ct original ip daddr), what
+// tells nft the type of a map that numgen indexes, and it says of a refused
+// transaction only that it was refused. So the package writes the messages itself;
+// [batch] and [rule] are all of it.
+//
+// # The table
+//
+// Two levels of maps, and never a rule or chain for a route or member: a frontend
+// leads to the mark of its route (routes4), that to the mark of its pool (pools),
+// and pool and bucket to a member (buckets4). Routes that need the same share a
+// chain: one for each size of pools, idle timeout, connection limit and affinity
+// timeout that there is.
+//
+// A connection's ct mark says what it is: 0xec and the number of its route; while
+// a member is chosen it is that of the pool (0xed), while it is counted against a
+// limit that of the owner (0xee). It is how the engine knows its connections again,
+// and how counters and limits know whose they are. Nothing else on the machine may
+// set marks of these kinds.
+//
+// The first packet of a connection meets, in this order: source ranges, the limit,
+// the idle timeout, the member that is remembered for the client, and the choice of
+// a bucket: in turn, or by the client's address for affinity and source hashing.
+// When it leaves it is counted and gets a source address. All other packets meet
+// connection tracking only, and one counter of bytes.
+//
+// Members share the buckets of a pool by weight whatever their state is (Maglev),
+// and a bucket whose owner takes no connections goes to another by its hash, so a
+// member's failure changes its own buckets and no others. What an edge chooses
+// depends on the members alone: all edges choose alike.
+//
+// # Set
+//
+// Set works out the difference to what is in force and sends it as one transaction:
+// all or nothing. The first Set, and one after somebody else has changed the table,
+// compares with what the kernel has; numbers of routes, pools and owners are taken
+// over from there, so connections, counters and remembered clients go on when the
+// program is started again. Shutdown leaves all of it in place: [Engine.Withdraw]
+// and [Cleanup] take it away. A keeper looks ten times a second whether somebody has
+// changed tables, and restores this one.
+//
+// # Connections that must end
+//
+// Deleting a connection from connection tracking does not end it: a client that
+// waits for an answer sends nothing, and would wait for ever. So both ends are
+// provoked: a SYN that does not belong there makes either end send a segment (RFC
+// 5961), which meets no connection any more and is answered with a reset that has
+// the right sequence number. That is repeated twice within three seconds, since
+// packets are lost, and never when a new connection has the same ends. It needs
+// nf_conntrack_tcp_loose=0, so that such a segment does not begin a connection, and
+// nf_conntrack_tcp_be_liberal=1, so that no living one is taken for a stray; the
+// engine sets both.
+//
+// Idle TCP connections are reset in the same way, a moment before the kernel would
+// forget them. A changed idle timeout concerns new connections only. Timeouts are
+// counted in whole seconds. A limit of connections that is changed begins to count
+// anew.
+//
+// # What it cannot do
+//
+// PROXY protocol, least connections, connect timeouts, members of the other family,
+// a second try at another member, SCTP. Routes that need such are refused before
+// the kernel sees them. Bytes in counters include headers. Answers to clients on
+// the edge itself are not counted.
+package nftables
