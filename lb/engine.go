@@ -70,8 +70,11 @@ type MembersError struct {
 	Without map[NodeName]string
 }
 
-// Error names a few of the members, once for all with the same reason.
-func (e *MembersError) Error() string {
+// Error says that the frontend is served without the members, and why.
+func (e *MembersError) Error() string { return "is served without " + e.Why() }
+
+// Why names a few of the members, once for all with the same reason.
+func (e *MembersError) Why() string {
 	const shown = 5
 	nodes := make(map[string][]string)
 	for _, n := range slices.Sorted(maps.Keys(e.Without)) {
@@ -84,7 +87,7 @@ func (e *MembersError) Error() string {
 		if more := len(names) - shown; more > 0 {
 			text += fmt.Sprintf(" and %d more", more)
 		}
-		texts = append(texts, fmt.Sprintf("is served without %s: %s", text, why))
+		texts = append(texts, text+": "+why)
 	}
 	return strings.Join(texts, "; ")
 }

@@ -45,7 +45,7 @@ func (e *Engine) Counters() []lb.RouteCounters {
 		return nil
 	}
 	c := &e.census
-	t, err := c.take()
+	t, err := c.take(s)
 	if err != nil {
 		e.log.Error("counters cannot be read", zap.Error(err))
 		return nil
@@ -53,6 +53,12 @@ func (e *Engine) Counters() []lb.RouteCounters {
 	all := make([]lb.RouteCounters, 0, len(s.routes)+len(retired))
 	for _, r := range s.routes {
 		all = append(all, t.of(r, s.pools[r.spec.Group]))
+	}
+	for f, r := range s.leaving {
+		delete(retired, retiredKey{f, r.spec.Owner})
+		if counted := t.of(r, s.pools[r.spec.Group]); counted.Active > 0 && s.routes[f] == nil {
+			all = append(all, counted)
+		}
 	}
 	for _, r := range retired {
 		if counted := t.of(r, s.pools[r.spec.Group]); counted.Active > 0 {
@@ -71,7 +77,7 @@ type tally struct {
 	in, out     map[place]uint64
 }
 
-func (c *census) take() (*tally, error) {
+func (c *census) take(s *state) (*tally, error) {
 	for _, s := range []**socket{&c.rules, &c.tracking} {
 		if *s != nil {
 			continue
@@ -89,6 +95,9 @@ func (c *census) take() (*tally, error) {
 				open[place{f.mark, f.member.Addr()}]++
 			}
 		}); err != nil {
+			return nil, err
+		}
+		if err := openDirect(c.rules, s, open); err != nil {
 			return nil, err
 		}
 		c.open, c.at, c.cost = open, time.Now(), time.Since(start)

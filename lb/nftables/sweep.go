@@ -147,6 +147,7 @@ func (e *Engine) sweepDue() {
 	if len(which) == 0 {
 		return
 	}
+	e.sweepDirect(now)
 	over, used, err := socket.overdue(which, before, now)
 	cost := time.Since(now)
 	for part := range slices.Chunk(over, maxFlowsAtOnce) {
@@ -317,6 +318,11 @@ func (e *Engine) serves(key string, a netip.Addr) bool {
 func (s *state) affine(v *version) bool {
 	for a := range s.shape.affinities {
 		if a.version == v {
+			return true
+		}
+	}
+	for c := range s.shape.choosers {
+		if c.version == v && c.affinity > 0 {
 			return true
 		}
 	}
