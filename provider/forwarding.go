@@ -2,6 +2,7 @@ package provider
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -116,17 +117,51 @@ func (r *round) poolSteers(pool string) bool {
 	return false
 }
 
-// findWays finds the Services without node ports that can be served all the same,
-// and which pools can, before they get addresses. One of which the status says that
-// it is served so stays that, whatever is known of edges at the moment.
+// mightSteer says whether an edge of the address's pool can, for all that is known.
+func (r *round) mightSteer(a netip.Addr) bool {
+	p := poolOf(r.pools, a)
+	if p == nil {
+		return false
+	}
+	for name := range r.serving[p.Name] {
+		if can, known := r.edgeCan(name, lb.CapDirect); can || !known {
+			return true
+		}
+	}
+	return false
+}
+
+// told returns what the edge is to hold, but for what it must not route yet.
+func (w Wanted) told(info lb.Info) lb.Config {
+	config := w.Config
+	if len(w.Untold) == 0 || !slices.Contains(info.Capabilities, lb.CapDirect) {
+		return config
+	}
+	config.LoadBalancers = maps.Clone(config.LoadBalancers)
+	for _, uid := range w.Untold {
+		delete(config.LoadBalancers, uid)
+	}
+	return config
+}
+
+// findWays decides how Services are served as far as that is known before they get
+// addresses, since it decides which ports they use: by the pools of those that they
+// have, and of a Service without node ports by whether there is a pool that can serve
+// it all the same. One of which the status says that it is served so stays that,
+// whatever is known of edges at the moment.
 func (r *round) findWays() {
 	known := map[string][]string{}
 	for _, s := range r.subjects {
-		if s.path == foreigns || !withoutNodePorts(s.svc) {
+		bare := withoutNodePorts(s.svc)
+		if s.path == foreigns || len(s.held) == 0 && !bare {
 			continue
 		}
 		if len(s.held) > 0 {
-			r.serve(s, !slices.ContainsFunc(s.held, func(a netip.Addr) bool { return !r.steers(a) && !tellsVIP(s.svc, a) }))
+			r.serve(s, !slices.ContainsFunc(s.held, func(a netip.Addr) bool {
+				p := poolOf(r.pools, a)
+				able := p != nil && p.direct || bare && (r.steers(a) || tellsVIP(s.svc, a))
+				return !able
+			}))
 			continue
 		}
 		ways := slices.DeleteFunc(slices.Clone(r.eligible(s, known)), func(pool string) bool { return !r.poolSteers(pool) })
@@ -175,12 +210,14 @@ func (r *round) serve(s *subject, direct bool) {
 // to nodes, since its status does not say so or nodes may not have followed. A
 // Service of which the status says so from the beginning need not wait.
 func (r *round) mustTell(s *subject) bool {
-	if r.Eventual || !slices.ContainsFunc(s.served, r.steers) {
-		return false // nothing is written for what nobody will do
+	if r.Eventual {
+		return false
 	}
 	if slices.ContainsFunc(s.served, func(a netip.Addr) bool { return !tellsVIP(s.svc, a) }) {
 		r.untold[s.uid] = time.Time{}
-		return true
+		// Nothing is written for what nobody will do, but edges tell why not.
+		s.early = !slices.ContainsFunc(s.served, r.mightSteer)
+		return !s.early
 	}
 	since, waits := r.untold[s.uid]
 	if !waits {

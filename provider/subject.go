@@ -56,6 +56,9 @@ type subject struct {
 	// untold says that the Service is to be served directly, and that its status does
 	// not say so yet, or has only just begun to.
 	untold bool
+	// early says that its status does not say so, and is not about to: no edge can do
+	// it, as far as is known.
+	early bool
 	// homeless says that no node of the Service has an address of its families.
 	homeless bool
 	// kept says that some edge goes on with what the Service asked for before.

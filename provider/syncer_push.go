@@ -58,7 +58,7 @@ func (c *session) send(ctx context.Context, w Wanted) error {
 // do, which is returned with the reasons, and with the last good version where the
 // newest cannot be served.
 func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem, map[lb.UID]Trimmed) {
-	config, withheld, trimmed := fit(w.Config, c.state.Info)
+	config, withheld, trimmed := fit(w.told(c.state.Info), c.state.Info)
 	return keep(config, c.remembered(), c.lastGood(w, withheld)), withheld, trimmed
 }
 
@@ -83,7 +83,7 @@ func (c *session) remembered() lb.Config {
 func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
 	var keys []string
 	known := c.remembered()
-	for _, uid := range w.Keep {
+	for _, uid := range slices.Concat(w.Keep, w.Untold) {
 		keys = append(keys, loadBalancerKey+string(uid))
 	}
 	for uid := range withheld {
@@ -93,7 +93,7 @@ func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
 		}
 	}
 	slices.Sort(keys)
-	return keys
+	return slices.Compact(keys)
 }
 
 // allAmong says whether there are addresses, and all are among others.
@@ -175,7 +175,7 @@ func (c *session) repaired() {
 // same says whether o asks for the very same, told by identity where comparing
 // would be dear: a configuration is never changed, so equal maps are the same.
 func (w Wanted) same(o Wanted) bool {
-	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && slices.Equal(w.Keep, o.Keep) &&
+	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && slices.Equal(w.Keep, o.Keep) && slices.Equal(w.Untold, o.Untold) &&
 		w.Config.Revision == o.Config.Revision &&
 		sameMap(w.Config.Nodes, o.Config.Nodes) &&
 		sameMap(w.Config.Pools, o.Config.Pools) &&
