@@ -191,6 +191,15 @@ func (d *direct) complain(refused map[lb.Frontend]error, routes map[lb.Frontend]
 	}
 }
 
+// of returns the numbers of the members of a pool.
+func (d *direct) of(p *pool) map[netip.Addr]mark {
+	numbers := make(map[netip.Addr]mark, len(p.members))
+	for a := range p.members {
+		numbers[a] = d.numbers[a]
+	}
+	return numbers
+}
+
 // gateways are the members that the engine routes packets to.
 func (d *direct) gateways() []gateway {
 	all := make([]gateway, 0, len(d.numbers))
@@ -233,6 +242,7 @@ func (r *route) heldElements() []element {
 		{"routes" + v.suffix, key, value{data: id, comment: ownerComment(r.spec.Owner, r.spec.Name)}},
 		{"pools", id, value{data: string(r.pool.host())}},
 		{"holders" + v.suffix, key, value{verdict: unix.NFT_GOTO, chain: r.holder().chain()}},
+		{set: "fronts" + v.suffix, key: key},
 	}
 }
 
@@ -324,20 +334,25 @@ func (p *plan) setGateways() {
 	p.next.gateways = next
 	for a, m := range p.was.gateways {
 		if next[a] != m {
-			e := gatewayElement(a, m)
-			p.deleted[e.set] = append(p.deleted[e.set], e)
+			for _, e := range gatewayElements(a, m) {
+				p.deleted[e.set] = append(p.deleted[e.set], e)
+			}
 		}
 	}
 	for a, m := range next {
 		if p.was.gateways[a] != m {
-			e := gatewayElement(a, m)
-			p.added[e.set] = append(p.added[e.set], e)
+			for _, e := range gatewayElements(a, m) {
+				p.added[e.set] = append(p.added[e.set], e)
+			}
 		}
 	}
 }
 
-func gatewayElement(a netip.Addr, m mark) element {
-	return element{"gateways" + versionOf(a).suffix, string(a.AsSlice()), value{data: string(m.host())}}
+func gatewayElements(a netip.Addr, m mark) []element {
+	return []element{
+		{"gateways" + versionOf(a).suffix, string(a.AsSlice()), value{data: string(m.host())}},
+		{set: "members", key: string(m.host())},
+	}
 }
 
 // ends are those of a flow, as the key of the rules has them.

@@ -19,9 +19,9 @@ type directCut struct {
 	tries int
 }
 
-// tombstone stands for a member in a flow that was cut: nobody has the address, so
-// that what the client sends is answered with a reset.
-func (v *version) tombstone() string { return string(make([]byte, v.length)) }
+// tombstone stands for a member in a flow that was cut: none has the number, so that
+// what the client sends is answered with a reset.
+const tombstone = ofGateway | maxID
 
 // tombstoneFor is how long one stands.
 const tombstoneFor = time.Minute
@@ -51,19 +51,19 @@ func (s *state) judgeDirect(e ends, member netip.Addr, now time.Time) verdict {
 // directFlow is an element of the table's memory.
 type directFlow struct {
 	ends
-	set, key, member string
+	set, key string
+	member   mark
 }
 
 // readFlows calls f for every flow that has a member.
-func (s *socket) readFlows(f func(directFlow, netip.Addr)) error {
+func (s *socket) readFlows(f func(directFlow)) error {
 	for _, v := range versions {
 		for _, name := range []string{"flows", "closing"} {
 			set := name + v.suffix
 			if err := s.read(set, func(el found) {
 				e, ok := readEnds(v, []byte(el.key))
-				member, valid := netip.AddrFromSlice([]byte(el.data))
-				if ok && valid && !member.IsUnspecified() {
-					f(directFlow{e, set, el.key, el.data}, member)
+				if member := hostMark([]byte(el.data)); ok && member != tombstone {
+					f(directFlow{e, set, el.key, member})
 				}
 			}); err != nil {
 				return err
@@ -77,15 +77,15 @@ func (s *socket) readFlows(f func(directFlow, netip.Addr)) error {
 // Like sweepDue it holds mu only for what it changes.
 func (e *Engine) sweepDirect(now time.Time) {
 	e.mu.Lock()
-	s, socket := e.state, e.watch
+	s, socket, members := e.state, e.watch, e.direct.byNumber()
 	off := e.idle() || !s.shape.steers()
 	e.mu.Unlock()
 	if off {
 		return
 	}
 	var over []directFlow
-	err := socket.readFlows(func(f directFlow, member netip.Addr) {
-		if s.judgeDirect(f.ends, member, now) != keep {
+	err := socket.readFlows(func(f directFlow) {
+		if s.judgeDirect(f.ends, members[f.member], now) != keep {
 			over = append(over, f)
 		}
 	})
@@ -107,15 +107,14 @@ func (e *Engine) sweepDirect(now time.Time) {
 // endDirect ends flows, unless they may go on by now. Callers hold mu.
 func (e *Engine) endDirect(over []directFlow, now time.Time) error {
 	gone, cut := make(map[string][]element), make(map[string][]element)
-	n := 0
+	n, members := 0, e.direct.byNumber()
 	for _, f := range over {
-		member, _ := netip.AddrFromSlice([]byte(f.member))
-		switch v := versionOf(f.frontend.Addr); e.state.judgeDirect(f.ends, member, now) {
+		switch e.state.judgeDirect(f.ends, members[f.member], now) {
 		case keep:
 			continue
 		case reset:
 			n++
-			cut[f.set] = append(cut[f.set], element{f.set, f.key, value{data: v.tombstone(), timeout: tombstoneFor}})
+			cut[f.set] = append(cut[f.set], element{f.set, f.key, value{data: string(tombstone.host()), timeout: tombstoneFor}})
 			e.direct.cuts = append(e.direct.cuts, directCut{ends: f.ends, at: now})
 		case forget, unknown:
 		}
@@ -206,17 +205,112 @@ func (d *direct) learn(s *socket) error {
 	return nil
 }
 
+// byNumber returns the members that have numbers.
+func (d *direct) byNumber() map[mark]netip.Addr {
+	all := make(map[mark]netip.Addr, len(d.numbers))
+	for a, m := range d.numbers {
+		all[m] = a
+	}
+	return all
+}
+
+// purgeHomes lets the table forget which clients went to members that take no new
+// connections any more. Callers hold mu.
+func (e *Engine) purgeHomes(gone map[netip.Addr]bool) {
+	members := e.direct.byNumber()
+	for _, v := range versions {
+		if !e.state.homes(v) {
+			continue
+		}
+		set := "homes" + v.suffix
+		var wrong []element
+		if err := e.rules.read(set, func(f found) {
+			a, r := members[hostMark([]byte(f.data))], e.state.routeOf([]byte(f.key))
+			if gone[a] && (r == nil || !e.state.active(r, a)) {
+				wrong = append(wrong, element{set: set, key: f.key})
+			}
+		}); err != nil {
+			e.log.Error("clients of members that are gone cannot be read", zap.Error(err))
+			continue
+		}
+		e.deleteQuietly(set, wrong)
+	}
+}
+
+// homes tells whether such routes remember clients.
+func (s *state) homes(v *version) bool {
+	for c := range s.shape.choosers {
+		if c.version == v && c.affinity > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// routeOf returns the route of a key that begins with its frontend.
+func (s *state) routeOf(key []byte) *route {
+	for _, v := range versions {
+		n := int(v.length) + 8
+		if rest := len(key) - n; rest == int(v.length) || rest == 4 {
+			if f, ok := tuple(key[:n]); ok && f.Addr.IsValid() {
+				return s.served(f)
+			}
+		}
+	}
+	return nil
+}
+
+// active tells whether a member takes new connections of a route.
+func (s *state) active(r *route, a netip.Addr) bool {
+	b, ok := s.pools[r.spec.Group].members[a]
+	return ok && b.State == lb.Active
+}
+
+// countDirect adds what is counted of such routes.
+func (c *census) countDirect(t *tally, s *state, members map[mark]netip.Addr) error {
+	if !s.shape.steers() {
+		return nil
+	}
+	for _, v := range versions {
+		for name, count := range map[string]func(place, found){
+			"begun": func(p place, f found) {
+				t.routes["accepted"][p.route] += f.packets
+				if t.connections[p.route] == nil {
+					t.connections[p.route] = make(map[netip.Addr]uint64)
+				}
+				t.connections[p.route][p.member] += f.packets
+			},
+			"steered": func(p place, f found) { t.in[p] += f.bytes },
+		} {
+			if err := c.rules.read(name+v.suffix, func(f found) {
+				n := int(v.length) + 8
+				if len(f.key) != n+4 {
+					return
+				}
+				frontend, ok := tuple([]byte(f.key[:n]))
+				a := members[hostMark([]byte(f.key[n:]))]
+				if r := s.served(frontend); ok && r != nil && a.IsValid() {
+					count(place{r.id, a}, f)
+				}
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // openDirect counts flows by route and member.
-func openDirect(s *socket, st *state, open map[place]int64) error {
+func openDirect(s *socket, st *state, members map[mark]netip.Addr, open map[place]int64) error {
 	if !st.shape.steers() {
 		return nil
 	}
-	return s.readFlows(func(f directFlow, member netip.Addr) {
+	return s.readFlows(func(f directFlow) {
 		if f.set != "flows"+versionOf(f.frontend.Addr).suffix {
 			return // its client has ended it
 		}
 		if r := st.served(f.frontend); r != nil {
-			open[place{r.id, member}]++
+			open[place{r.id, members[f.member]}]++
 		}
 	})
 }

@@ -60,32 +60,51 @@ const (
 	firstDirectID = 500
 )
 
+// typeOfSlots is "typeof ct mark . numgen inc mod 65536 : ct mark"; see typeOf.
+var typeOfSlots = typeOf("00040000 00000104 01000000 033a0004 0d000000 01320014 00040c00 0000010c 00040300 00000104 ffffffff 011a0004 17000000 01120004 00000000 01040000 01000204 00000000 04140004 0c000000 010c0004 03000000 0104ffff ffff")
+
 // directSets are the sets that only routes of this kind need.
 func directSets() []*set {
-	var all []*set
+	all := []*set{
+		marks("members", 0),
+		{name: "slots", flags: setMap, keyType: concat(typeMark, typeInteger), keyLen: 8, dataType: typeMark, dataLen: 4, userData: typeOfSlots},
+	}
 	for _, v := range versions {
 		tuple, tupleLen := concat(v.kind, typeProto, typePort), v.length+8
-		ends, endsLen := concat(v.kind, typePort, v.kind, typeProto, typePort), 2*v.length+12
 		byTuple := func(name string) *set {
 			return &set{name: name + v.suffix, flags: setMap, keyType: tuple, keyLen: tupleLen, dataType: typeVerdict}
 		}
-		flows := func(name string) *set {
-			return &set{name: name + v.suffix, flags: setDynamic | setTimeout | setMap, keyType: ends, keyLen: endsLen, dataType: v.kind, dataLen: v.length, size: maxFlows}
+		byMember := func(name string) *set {
+			return &set{name: name + v.suffix, flags: setDynamic, keyType: concat(v.kind, typeProto, typePort, typeMark), keyLen: tupleLen + 4, size: maxCounters, counter: true}
+		}
+		remembers := func(name string, size uint32, types ...uint32) *set {
+			length := uint32(0)
+			for _, t := range types {
+				length += 4
+				if t == v.kind {
+					length += v.length - 4
+				}
+			}
+			return &set{
+				name: name + v.suffix, flags: setDynamic | setTimeout | setMap, keyType: concat(types...), keyLen: length,
+				dataType: typeMark, dataLen: 4, size: size, userData: byteOrders(anyOrder, hostOrder),
+			}
 		}
 		all = append(all,
+			&set{name: "fronts" + v.suffix, keyType: tuple, keyLen: tupleLen},
 			byTuple("holders"), byTuple("choosers"),
 			&set{name: "gateways" + v.suffix, flags: setMap, keyType: v.kind, keyLen: v.length, dataType: typeMark, dataLen: 4, userData: byteOrders(anyOrder, hostOrder)},
-			flows("flows"), flows("closing"),
+			remembers("flows", maxFlows, v.kind, typePort, v.kind, typeProto, typePort),
+			remembers("closing", maxFlows, v.kind, typePort, v.kind, typeProto, typePort),
+			remembers("homes", maxClients, v.kind, typeProto, typePort, v.kind),
+			byMember("begun"), byMember("steered"),
 		)
 	}
 	return all
 }
 
-// The registers of these rules: the ends of a flow, behind them the member, and
-// behind that the mark of packets to it.
-func (v *version) words() reg   { return reg(v.length / 4) }
-func (v *version) members() reg { return first + 2*v.words() + 3 }
-func (v *version) marks() reg   { return v.members() + v.words() }
+// words is how many registers an address takes.
+func (v *version) words() reg { return reg(v.length / 4) }
 
 // ends loads source, its port, destination, protocol and its port.
 func (v *version) ends(r *rule) *rule {
@@ -97,27 +116,39 @@ func (v *version) ends(r *rule) *rule {
 		payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, first+2*w+2)
 }
 
-// routed loads the mark of the route of the packet's destination.
-func (v *version) routed(r *rule, to reg) *rule {
-	return v.tuple(r, first).mapped("routes"+v.suffix, first, to)
+// behindEnds is the register behind the ends.
+func (v *version) behindEnds() reg { return first + 2*v.words() + 3 }
+
+// home loads destination, protocol, port and source.
+func (v *version) home(r *rule) *rule {
+	return v.tuple(r, first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first+v.words()+2)
 }
 
-// steer marks the packet with the number of the member that is loaded, and does not
-// match if nobody must be sent there.
-func (v *version) steer(r *rule) *rule {
-	return r.mapped("gateways"+v.suffix, v.members(), v.marks()).setMark(v.marks())
+// routed gives the packet the mark of the route of its destination.
+func (v *version) routed(r *rule) *rule {
+	return v.tuple(r, first).mapped("routes"+v.suffix, first, first).setMark(first)
 }
 
-// countIn counts the packet for its route and the member that is loaded.
-func (v *version) countIn(r *rule) *rule {
-	return v.routed(r, v.members()-1).update("in"+v.suffix, v.members()-1)
+// counted counts the packet for its frontend and member.
+func (v *version) counted(r *rule, set string) *rule {
+	return v.tuple(r, first).meta(unix.NFT_META_MARK, first+v.words()+2).update(set+v.suffix, first)
 }
+
+func (r *rule) marks(at reg) *rule { return r.meta(unix.NFT_META_MARK, at) }
 
 func (r *rule) setMark(from reg) *rule {
 	return r.expr("meta", func() {
 		r.u32(unix.NFTA_META_KEY, unix.NFT_META_MARK)
 		r.u32(unix.NFTA_META_SREG, uint32(from))
 	})
+}
+
+// alive matches packets with the mark of a member that may get some.
+func (r *rule) alive() *rule { return r.marks(first).in("members", first) }
+
+// steered matches packets with the mark of any member.
+func (r *rule) steered() *rule {
+	return r.marks(first).masked(first, kindMask.host()).equal(first, ofGateway.host())
 }
 
 // forgets deletes an element of a dynamic map, of whatever value.
@@ -131,38 +162,39 @@ func (r *rule) forgets(set string, key, value reg) *rule {
 	})
 }
 
-// tcpFlags matches TCP segments with any of the flags.
-func (r *rule) tcpFlags(any byte) *rule {
-	const flags = 13
-	return r.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, flags, 1, first).masked(first, []byte{any}).compare(unix.NFT_CMP_NEQ, first, []byte{0})
+// ending matches TCP segments that end a connection.
+func (r *rule) ending() *rule {
+	const (
+		flags      = 13
+		finOrReset = 0x01 | 0x04
+	)
+	return r.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, flags, 1, first).masked(first, []byte{finOrReset}).compare(unix.NFT_CMP_NEQ, first, []byte{0})
 }
-
-const finOrReset = 0x01 | 0x04
 
 // make is what a packet of a route meets first.
 func (h holder) make() *chain {
 	c := &chain{name: h.chain()}
 	v := h.version
-	flows, ended := "flows"+v.suffix, "closing"+v.suffix
-	a := v.members()
+	flows, ended, member := "flows"+v.suffix, "closing"+v.suffix, v.behindEnds()
+	of := func() *rule { return v.only().protocol(h.protocol) }
+	known := func(r *rule, set string) *rule { return v.ends(r).mapped(set, first, member).setMark(member) }
+	through := func() { c.add(v.counted(of().alive(), "steered").untracked().accept()) }
 	if h.protocol == unix.IPPROTO_TCP {
 		// Its last segments still go where it went.
-		r := v.ends(newRule().tcpFlags(finOrReset)).mapped(flows, first, a)
-		c.add(r.forgets(flows, first, a).remember(ended, first, a, closing*1000))
+		c.add(known(of().ending(), flows).marks(member).forgets(flows, first, member).remember(ended, first, member, closing*1000))
 	}
-	r := v.ends(newRule()).mapped(flows, first, a).remember(flows, first, a, uint64(h.seconds)*1000)
-	c.add(v.steer(v.countIn(r)).untracked().accept())
+	c.add(known(of(), flows).marks(member).remember(flows, first, member, uint64(h.seconds)*1000))
+	through()
 	if h.protocol == unix.IPPROTO_TCP {
-		r := v.ends(newRule().notOpening()).mapped(ended, first, a)
-		c.add(v.steer(v.countIn(r)).untracked().accept())
+		c.add(known(of().notOpening(), ended))
+		through()
 		// It has a member, and that is dead.
-		c.add(v.ends(newRule().notOpening()).mapped(flows, first, a).reset())
-		c.add(v.ends(newRule().notOpening()).mapped(ended, first, a).reset())
+		c.add(of().notOpening().steered().reset())
 		// Connection tracking may know it, from before the route was of this kind; see
 		// stranded.
-		c.add(newRule().notOpening().leave())
+		c.add(of().notOpening().leave())
 	}
-	c.add(v.tuple(newRule(), first).dispatched("choosers"+v.suffix, first))
+	c.add(v.tuple(of(), first).dispatched("choosers"+v.suffix, first))
 	return c
 }
 
@@ -171,53 +203,71 @@ func (h holder) make() *chain {
 func (c chooser) make() *chain {
 	out := &chain{name: c.chain()}
 	v := c.version
-	out.add(v.routed(newRule(), first).in("restricted", first).jump("permitted" + v.suffix))
+	out.add(v.routed(v.only()))
+	out.add(newRule().marks(first).in("restricted", first).jump("permitted" + v.suffix))
 	if c.affinity > 0 {
-		w := v.words()
-		r := v.routed(newRule(), first+w+1).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first+w+2)
-		c.assign(out, r.mapped("clients"+v.suffix, first+w+1, v.members()))
+		out.add(v.home(v.only()).mapped("homes"+v.suffix, first, first).setMark(first))
+		out.add(newRule().alive().goTo(c.taker().chain()))
+		out.add(v.routed(v.only()))
 	}
-	number := first + 2*v.words() + 3 // the pool, and behind it a number below its size
-	r := v.ends(v.routed(newRule(), number).mapped("pools", number, number))
+	out.add(newRule().marks(first).mapped("pools", first, first).setMark(first))
+	number := v.behindEnds() // the pool, and behind it a number below its size
+	r := v.only().marks(number)
 	if c.bySource {
-		r.hash(first, v.length, uint32(c.size), hashSeed, number+1)
+		r.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first).hash(first, v.length, uint32(c.size), hashSeed, number+1)
 	} else {
-		r.hash(first, 2*v.length+12, uint32(c.size), hashSeed, number+1)
+		v.ends(r).hash(first, 2*v.length+12, uint32(c.size), hashSeed, number+1)
 	}
-	c.assign(out, r.mapped("buckets"+v.suffix, number, v.members()))
-	out.add(v.routed(newRule(), first).update("refused_memberless", first))
+	out.add(r.mapped("slots", number, first).setMark(first))
+	out.add(newRule().steered().goTo(c.taker().chain()))
+	out.add(v.routed(v.only()))
+	out.add(newRule().marks(first).update("refused_memberless", first))
 	out.add(newRule().protocol(unix.IPPROTO_TCP).reset())
 	out.add(newRule().unreachable())
 	return out
 }
 
-// assign sends the packet to the member that is loaded, and has the flow remembered.
-// The last may fail when there are too many.
-func (c chooser) assign(out *chain, r *rule) {
-	v, a := c.version, c.version.members()
-	v.steer(r)
-	v.countIn(r)
-	v.routed(r, a-1).update("accepted", a-1).update("connections"+v.suffix, a-1)
-	if w := v.words(); c.affinity > 0 {
-		v.routed(r, first+w+1).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first+w+2)
-		r.remember("clients"+v.suffix, first+w+1, a, uint64(c.affinity)*1000)
-	}
-	flows := "flows" + v.suffix
-	out.add(v.ends(r).forgets(flows, first, a).remember(flows, first, a, uint64(c.seconds)*1000))
-	out.add(newRule().steered().untracked().accept())
+// taker is a chain that has the member of a flow remembered.
+type taker struct {
+	version           *version
+	seconds, affinity int
 }
 
-// steered matches packets that have the mark of a member.
-func (r *rule) steered() *rule {
-	return r.meta(unix.NFT_META_MARK, first).masked(first, kindMask.host()).equal(first, ofGateway.host())
+func (c chooser) taker() taker { return taker{c.version, c.seconds, c.affinity} }
+
+func (t taker) chain() string {
+	name := fmt.Sprintf("take%s_%ds", t.version.suffix, t.seconds)
+	if t.affinity > 0 {
+		name += fmt.Sprintf("_remember_%ds", t.affinity)
+	}
+	return name
+}
+
+// make has rules of their own for what fails when there is too much to remember.
+func (t taker) make() *chain {
+	c := &chain{name: t.chain()}
+	v := t.version
+	c.add(v.counted(v.only(), "begun"))
+	c.add(v.counted(v.only(), "steered"))
+	if value := first + 2*v.words() + 2; t.affinity > 0 {
+		// What is there already is refreshed only, and may be of another member.
+		homes := "homes" + v.suffix
+		c.add(v.home(v.only()).marks(value).forgets(homes, first, value))
+		c.add(v.home(v.only()).marks(value).remember(homes, first, value, uint64(t.affinity)*1000))
+	}
+	flows, value := "flows"+v.suffix, v.behindEnds()
+	c.add(v.ends(v.only()).marks(value).forgets(flows, first, value))
+	c.add(v.ends(v.only()).marks(value).remember(flows, first, value, uint64(t.seconds)*1000))
+	c.add(newRule().untracked().accept())
+	return c
 }
 
 // permitted lets those on whom the source ranges look kindly go on.
 func permitted(v *version) *chain {
 	c := &chain{name: "permitted" + v.suffix}
-	r := v.routed(v.only(), first).bigEndian(first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first+1)
+	r := v.only().marks(first).bigEndian(first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first+1)
 	c.add(r.in("ranges"+v.suffix, first).leave())
-	c.add(v.routed(newRule(), first).update("refused_source", first))
+	c.add(newRule().marks(first).update("refused_source", first))
 	c.add(newRule().protocol(unix.IPPROTO_TCP).reset())
 	c.add(newRule().drop())
 	return c
@@ -231,6 +281,13 @@ func (s *shape) directChains() []*chain {
 	var all []*chain
 	for _, v := range versions {
 		all = append(all, permitted(v))
+	}
+	takers := make(map[taker]bool)
+	for c := range s.choosers {
+		takers[c.taker()] = true
+	}
+	for _, t := range sorted(takers, taker.chain) {
+		all = append(all, t.make())
 	}
 	for _, c := range sorted(s.choosers, chooser.chain) {
 		all = append(all, c.make())
@@ -249,6 +306,7 @@ func directHooks() []*chain {
 	direct := &chain{name: "direct", hook: &hook{ofFilter, hookPrerouting, priorityRaw}}
 	for _, v := range versions {
 		direct.add(v.quoted(v.only()))
+		direct.add(v.quoting(v.only()).alive().untracked().accept())
 	}
 	for _, v := range versions {
 		direct.add(v.tuple(v.only(), first).dispatched("holders"+v.suffix, first))
@@ -257,8 +315,7 @@ func directHooks() []*chain {
 		w := v.words()
 		r := v.only().payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first).
 			meta(unix.NFT_META_L4PROTO, first+w).payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 2, first+w+1)
-		// Answers that come by; those of other routes come from members' addresses.
-		direct.add(r.mapped("routes"+v.suffix, first, first).untracked())
+		direct.add(r.in("fronts"+v.suffix, first).untracked()) // answers that come by
 	}
 	stranded := &chain{name: "stranded", hook: &hook{ofFilter, hookPrerouting, priorityMangle - 1}}
 	for _, v := range versions {
@@ -277,31 +334,39 @@ const priorityFilter = 0
 // without options.
 const quote = 8
 
-// quoted sends ICMP errors about what members have sent to the member of the flow.
+// quoting matches ICMP messages.
+func (v *version) quoting(r *rule) *rule {
+	if v == v6 {
+		return r.protocol(unix.IPPROTO_ICMPV6)
+	}
+	return r.protocol(unix.IPPROTO_ICMP)
+}
+
+// quoted gives ICMP errors about what members have sent the mark of the member of
+// the flow.
 func (v *version) quoted(r *rule) *rule {
 	w, header, next := v.words(), uint32(ip4Len), uint32(9)
-	number := uint8(unix.IPPROTO_ICMP)
 	if v == v6 {
-		header, next, number = ip6Len, 6, unix.IPPROTO_ICMPV6
+		header, next = ip6Len, 6
 	}
-	r.protocol(number)
+	v.quoting(r)
 	at := func(offset, length uint32, to reg) { r.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, offset, length, to) }
 	at(quote+v.destination, v.length, first)
 	at(quote+header+2, 2, first+w)
 	at(quote+v.source, v.length, first+w+1)
 	at(quote+next, 1, first+2*w+1)
 	at(quote+header, 2, first+2*w+2)
-	return v.steer(r.mapped("flows"+v.suffix, first, v.members())).untracked().accept()
+	return r.mapped("flows"+v.suffix, first, first).setMark(first)
 }
 
 // redirect keeps this machine from telling clients on the members' link to send
 // packets there by themselves.
 func (v *version) redirect(r *rule) *rule {
-	number, kind, destination := uint8(unix.IPPROTO_ICMP), byte(5), quote+v.destination
+	kind, destination := byte(5), quote+v.destination
 	if v == v6 {
 		const behindTarget = quote + 16
-		number, kind, destination = unix.IPPROTO_ICMPV6, 137, behindTarget
+		kind, destination = 137, behindTarget
 	}
-	r.protocol(number).payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, first).equal(first, []byte{kind})
+	v.quoting(r).payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, first).equal(first, []byte{kind})
 	return r.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, destination, v.length, first).in("vips"+v.suffix, first).drop()
 }

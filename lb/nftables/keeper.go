@@ -201,6 +201,13 @@ func (e *Engine) clean() {
 			errs = append(errs, note(set+v.suffix, e.countsFor))
 		}
 	}
+	if e.state.shape.steers() {
+		for _, v := range versions {
+			for _, set := range []string{"begun", "steered"} {
+				errs = append(errs, note(set+v.suffix, func(k []byte) bool { return e.state.routeOf(k) != nil }))
+			}
+		}
+	}
 	owners := make(map[mark]bool)
 	for _, m := range e.state.owners {
 		owners[m] = true

@@ -117,6 +117,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 // keepRoutes takes over all routes as they are, and changes only the pools. It
 // returns false if that is not enough.
 func (p *plan) keepRoutes() bool {
+	p.next.leaving, p.next.directs, p.next.sparing = p.was.leaving, p.was.directs, p.was.sparing
 	for _, r := range p.was.leaving {
 		if !p.now.Before(r.deadline) {
 			return false
@@ -127,10 +128,9 @@ func (p *plan) keepRoutes() bool {
 			return false
 		}
 	}
-	p.next.routes, p.next.owners = p.was.routes, p.was.owners
 	p.next.vips, p.next.shape, p.next.chains = p.was.vips, p.was.shape, p.was.chains
 	p.next.datagrams, p.next.drains = p.was.datagrams, p.was.drains
-	p.next.leaving, p.next.directs, p.next.sparing = p.was.leaving, p.was.directs, p.was.sparing
+	p.next.routes, p.next.owners = p.was.routes, p.was.owners
 	maps.Copy(p.refused, p.e.refused)
 	return true
 }
@@ -154,6 +154,9 @@ func (p *plan) setPool(id lb.GroupID, v *version) *pool {
 		number = p.e.numbers.poolID(id)
 	}
 	now := succeed(was, number, v, backends, p.now)
+	if p.next.directs[id] {
+		now.numbers = p.e.direct.of(now)
+	}
 	for a, d := range p.e.former[id] {
 		if _, there := now.members[a]; !there && was == nil {
 			now.gone[a] = d
@@ -282,6 +285,7 @@ func vipElement(a netip.Addr) element {
 // setRoutes brings the routes in line with the table.
 func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 	crowded := crowdedOut(routes)
+	p.next.directs, p.next.sparing = make(map[lb.GroupID]bool), make(map[lb.GroupID]bool)
 	var fresh []lb.Frontend
 	for f, spec := range routes {
 		spec = ours(spec)

@@ -169,7 +169,9 @@ func (e *Engine) eachElement(s *state, f func(element)) {
 		}
 	}
 	for a, m := range s.gateways {
-		f(gatewayElement(a, m))
+		for _, el := range gatewayElements(a, m) {
+			f(el)
+		}
 	}
 	for _, el := range e.sourceElements() {
 		f(el)

@@ -227,6 +227,9 @@ type pool struct {
 	buckets  []netip.Addr // who has which; the zero Addr where nobody is
 	// gone are members of before, with when they went and who they were.
 	gone map[netip.Addr]departed
+	// numbers are those of members that packets are routed to as they are, nil if
+	// these are not.
+	numbers map[netip.Addr]mark
 }
 
 type departed struct {
@@ -266,6 +269,9 @@ func succeed(was *pool, id mark, v *version, backends []lb.Backend, now time.Tim
 // bucket returns the element of one bucket.
 func (p *pool) bucket(i int) element {
 	key := binary.NativeEndian.AppendUint32(p.id.host(), uint32(i))
+	if p.numbers != nil {
+		return element{"slots", string(key), value{data: string(p.numbers[p.buckets[i]].host())}}
+	}
 	return element{"buckets" + p.version.suffix, string(key), value{data: string(p.buckets[i].AsSlice())}}
 }
 

@@ -287,6 +287,7 @@ func (e *Engine) purgeClients(members []netip.Addr) {
 	for _, a := range members {
 		gone[a] = true
 	}
+	e.purgeHomes(gone)
 	for _, v := range versions {
 		if !e.state.affine(v) {
 			continue
@@ -318,11 +319,6 @@ func (e *Engine) serves(key string, a netip.Addr) bool {
 func (s *state) affine(v *version) bool {
 	for a := range s.shape.affinities {
 		if a.version == v {
-			return true
-		}
-	}
-	for c := range s.shape.choosers {
-		if c.version == v && c.affinity > 0 {
 			return true
 		}
 	}
