@@ -190,6 +190,27 @@ func TestRefusedFrontendIsToldAndTriedAgain(t *testing.T) {
 	})
 }
 
+func TestMembersThatTheEngineLeavesOutAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		f := lb.Frontend{Addr: netip.MustParseAddr("192.0.0.1"), Port: 80, Protocol: lb.TCP}
+		b.engine.Refuse(f, &lb.MembersError{Without: map[lb.NodeName]string{"n1": "10.0.0.1 is behind a router"}})
+		b.run()
+		defer b.stop()
+		b.set("prod", b.claim("prod"), testConfig(1, 1, 2))
+		s := b.status("prod", "told", func(s lb.Status) bool { return s.Revision == 1 })
+		want := lb.LoadBalancerStatus{Applied: true, Problems: []lb.Problem{
+			{Type: "unsupported", Field: "pool", Detail: `192.0.0.1: is served without "n1": 10.0.0.1 is behind a router`},
+		}}
+		if diff := cmp.Diff(want, s.LoadBalancers["u1"]); diff != "" {
+			t.Errorf("status of what is served without a member (-want +got):\n%s", diff)
+		}
+		if got := b.announcer.Held(); len(got) != 1 {
+			t.Errorf("announced: got %v; want the address, which is served", got)
+		}
+	})
+}
+
 func TestEngineErrorKeepsTheStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newRig(t)

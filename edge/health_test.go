@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap/zaptest"
 	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
@@ -144,6 +145,31 @@ func TestDeadWithoutWitness(t *testing.T) {
 		if took := time.Since(start); took < 500*time.Millisecond || took > 5*time.Second {
 			t.Errorf("dead %s after down; want three further failures", took)
 		}
+	})
+}
+
+// A node to which packets are routed as they are has no port that tells whether it
+// is dead: only silence does, since a restart of kube-proxy closes its health port.
+func TestDeadWithDirectForwarding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &rig{t: t, dir: t.TempDir(), log: zaptest.NewLogger(t), able: []lb.Capability{lb.CapDirect, lb.CapIPv4, lb.CapRoundRobin, lb.CapTCP}}
+		b.open()
+		b.run()
+		defer b.stop()
+		config := testConfig(1, 1, 2)
+		l := config.LoadBalancers["u1"]
+		l.Forwarding, l.Listeners = lb.ForwardDirect, []lb.Listener{{Protocol: lb.TCP, Port: 80, TargetPort: 80}}
+		config.LoadBalancers["u1"] = l
+		b.set("prod", b.claim("prod"), config)
+		b.table("up", is(map[lb.NodeName]lb.BackendState{"n1": lb.Active, "n2": lb.Active}))
+		b.probes.say("10.0.0.2:10256", errRefused)
+		b.table("down", is(map[lb.NodeName]lb.BackendState{"n2": lb.Draining}))
+		time.Sleep(time.Minute)
+		if s := b.status("prod", "told", func(lb.Status) bool { return true }); s.Checks[theCheck]["n2"].Dead {
+			t.Error("a node that refuses is told as dead")
+		}
+		b.probes.say("10.0.0.2:10256", &healthcheck.Failure{Reason: healthcheck.Timeout, Text: "no answer in time"})
+		b.table("dead", is(map[lb.NodeName]lb.BackendState{"n2": lb.Dead}))
 	})
 }
 

@@ -36,6 +36,8 @@ type probed struct {
 	unchecked bool
 	target    healthcheck.Target
 	witness   healthcheck.Target // the zero Target if there is none
+	// direct says that packets are routed there whatever the node's ports are.
+	direct bool
 }
 
 // plan is whom to probe, for whom. It is immutable.
@@ -51,7 +53,7 @@ func newPlan(checks map[lb.Cluster]map[lb.CheckID]lb.Check) plan {
 					p[memberKey{cluster, check.HealthCheck, node}] = probed{id: id, unchecked: true}
 					continue
 				}
-				m := probed{id: id, target: healthcheck.Target{
+				m := probed{id: id, direct: check.Direct[node], target: healthcheck.Target{
 					Addr: netip.AddrPortFrom(addr, check.HealthCheck.Port), Spec: check.HealthCheck.Spec,
 				}}
 				if port, ok := check.Substitute[node]; ok {
@@ -104,6 +106,9 @@ func (m probed) judge(known results, silent, now time.Time) verdict {
 	}
 	v.witnessed = m.witness.Addr.IsValid()
 	if !v.witnessed {
+		if m.direct && r.Reason == healthcheck.Refused {
+			return v // the machine is there: kube-proxy is restarted, and its rules go on
+		}
 		v.Dead = r.Failures >= m.target.Spec.UnhealthyThreshold+deadAfter
 		v.pending = !v.Dead
 		v.status.Dead = v.Dead

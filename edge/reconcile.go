@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -29,7 +30,8 @@ type loop struct {
 
 	banned map[lb.Cluster]map[lb.CheckID]map[lb.NodeName]lb.MemberStatus // nodes that must not be used
 
-	refused map[lb.Frontend]error
+	refused  map[lb.Frontend]error
+	lessened map[lb.Frontend]*lb.MembersError // served, though not by all members
 	announcing
 	trouble bool      // something has to be tried again soon
 	pending bool      // a member may be found dead without any change
@@ -153,20 +155,36 @@ func (l *loop) apply(ctx context.Context, force bool) {
 	ctx, cancel := context.WithTimeout(ctx, l.applyTimeout)
 	defer cancel()
 	l.trouble = false
-	refused, err := l.engine.Set(ctx, l.out.Table)
+	said, err := l.engine.Set(ctx, l.out.Table)
 	if err != nil {
 		l.trouble = true
 		l.stats.engineSaid(len(l.refused), err)
 		l.log.Error("the engine does not take the table; what was served before goes on, and it is tried again", zap.Error(err))
 		return
 	}
+	refused, lessened := divide(said)
 	l.logRefused(refused)
-	l.refused = refused
+	l.refused, l.lessened = refused, lessened
 	l.trouble = len(refused) > 0
 	l.stats.engineSaid(len(refused), nil)
 	l.leave()
 	l.announce(ctx, force)
 	l.ready.Store(true)
+}
+
+// divide tells apart, in what an engine says of frontends into those that it refuses and
+// those that it serves without some members.
+func divide(said map[lb.Frontend]error) (refused map[lb.Frontend]error, lessened map[lb.Frontend]*lb.MembersError) {
+	refused, lessened = make(map[lb.Frontend]error), make(map[lb.Frontend]*lb.MembersError)
+	for f, err := range said {
+		var without *lb.MembersError
+		if errors.As(err, &without) {
+			lessened[f] = without
+		} else {
+			refused[f] = err
+		}
+	}
+	return refused, lessened
 }
 
 // tell publishes what became of each load balancer.
@@ -176,11 +194,14 @@ func (l *loop) tell() {
 	}
 	faults := l.faults()
 	serving := l.serving(faults)
+	remarks := l.remarks()
 	for name, c := range l.clusters {
 		statuses := make(map[lb.UID]lb.LoadBalancerStatus)
 		for uid := range l.held[name].config.LoadBalancers {
 			owner := lb.Owner{Cluster: name, UID: uid}
-			statuses[uid] = l.statusOf(owner, faults[owner], serving[owner])
+			status := l.statusOf(owner, faults[owner], serving[owner])
+			status.Problems = slices.Concat(status.Problems, remarks[owner])
+			statuses[uid] = status
 		}
 		for owner, status := range l.odd {
 			if owner.Cluster == name {
@@ -239,11 +260,29 @@ func (l *loop) faults() map[lb.Owner][]lb.Problem {
 			}
 		}
 	}
-	for owner, problems := range faults {
-		slices.SortFunc(problems, byDetail)
-		faults[owner] = slices.Compact(problems)
-	}
+	settle(faults)
 	return faults
+}
+
+// remarks gathers by load balancer what is served less well than it could be. It
+// is the same for all listeners.
+func (l *loop) remarks() map[lb.Owner][]lb.Problem {
+	remarks := make(map[lb.Owner][]lb.Problem)
+	for f, err := range l.lessened {
+		if r, ok := l.out.Table.Routes[f]; ok {
+			remarks[r.Owner] = append(remarks[r.Owner], lb.Problem{Type: "unsupported", Field: "pool", Detail: fmt.Sprintf("%s: %v", f.Addr, err)})
+		}
+	}
+	settle(remarks)
+	return remarks
+}
+
+// settle puts problems in order, without doubles.
+func settle(all map[lb.Owner][]lb.Problem) {
+	for owner, problems := range all {
+		slices.SortFunc(problems, byDetail)
+		all[owner] = slices.Compact(problems)
+	}
 }
 
 // listenerField names the listener that a frontend comes from.

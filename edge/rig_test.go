@@ -25,6 +25,7 @@ type rig struct {
 	dir       string
 	log       *zap.Logger
 	engine    *lbtest.FakeEngine
+	able      []lb.Capability // of the engine, if it is not to be the usual
 	probes    *probes
 	checker   *healthcheck.Checker
 	announcer *fakeAnnouncer
@@ -54,7 +55,7 @@ func newRigIn(t testing.TB, dir string) *rig {
 // open makes the edge, again after stop.
 func (b *rig) open() {
 	b.t.Helper()
-	b.engine = lbtest.NewFakeEngine()
+	b.engine = lbtest.NewFakeEngine(b.able...)
 	engine := lb.Engine(b.engine)
 	if b.real != nil {
 		engine = b.real()

@@ -13,7 +13,7 @@ import (
 
 var (
 	allCapabilities = []lb.Capability{
-		lb.CapAffinity, lb.CapIPv4, lb.CapIPv6, lb.CapLeastConnections, lb.CapMaxConnections,
+		lb.CapAffinity, lb.CapDirect, lb.CapIPv4, lb.CapIPv6, lb.CapLeastConnections, lb.CapMaxConnections,
 		lb.CapConnectTimeout, lb.CapFamilyTranslation, lb.CapProxyV1, lb.CapProxyV2, lb.CapRandomTwoChoices, lb.CapRoundRobin,
 		lb.CapSourceHash, lb.CapSourceRanges, lb.CapTCP, lb.CapUDP,
 		lb.CapCheckGRPC, lb.CapCheckNone,

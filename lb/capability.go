@@ -33,6 +33,8 @@ const (
 	CapFamilyTranslation Capability = "family-translation"
 	CapProxyV1           Capability = "proxy-protocol-v1"
 	CapProxyV2           Capability = "proxy-protocol-v2"
+	// CapDirect is ForwardDirect.
+	CapDirect Capability = "direct"
 	// CapCheckGRPC and CapCheckNone are kinds of health check, which edges that do
 	// not name them refuse. They are up to the edge, whatever its engine is.
 	CapCheckGRPC Capability = "health-check-grpc"
@@ -55,6 +57,9 @@ func (l LoadBalancer) Needs() []Capability {
 	return slices.Compact(needs)
 }
 
+// Direct says whether packets are routed to members as they are.
+func (l LoadBalancer) Direct() bool { return l.Forwarding == ForwardDirect }
+
 // A need is a capability that a field asks for.
 type need struct {
 	capability Capability
@@ -74,6 +79,7 @@ func (l LoadBalancer) needsOfWhole() []need {
 		need
 		asked bool
 	}{
+		{need{CapDirect, "forwarding"}, l.Direct()},
 		{need{CapSourceRanges, "sourceRanges"}, len(l.SourceRanges) > 0},
 		{need{CapAffinity, "affinity"}, l.Affinity != nil},
 		{need{CapMaxConnections, "maxConnections"}, l.MaxConnections > 0},

@@ -62,8 +62,11 @@ type Check struct {
 	// Substitute tells for a node a target port that a TCP listener with this
 	// check uses on it. A connection to it stands in for a check that has never
 	// answered, and tells whether a node that is down is dead. Nodes that no TCP
-	// listener uses are not in it.
+	// listener uses are not in it; those of direct load balancers use no port of a
+	// node.
 	Substitute map[NodeName]uint16
+	// Direct are the nodes that direct load balancers with this check use.
+	Direct map[NodeName]bool
 }
 
 // Compile decides where packets go. It is pure: equal inputs have equal
@@ -277,7 +280,7 @@ func (c *compilation) serve(l *candidate) {
 			c.out.Table.Routes[f] = l.route(li, c.group(l, s, l.memberFamily(a)))
 		}
 		if len(c.out.Table.Routes) > before {
-			s.note(l.owner.UID, li)
+			s.note(l, li)
 			l.served = true
 		}
 	}
@@ -324,7 +327,7 @@ func (l LoadBalancer) memberFamily(a netip.Addr) Family {
 func (l *candidate) route(li Listener, group GroupID) Route {
 	r := Route{
 		Owner: l.owner, Name: l.Name, Group: group,
-		TargetPort: li.TargetPort, ProxyProtocol: li.ProxyProtocol,
+		Direct: l.Direct(), TargetPort: li.TargetPort, ProxyProtocol: li.ProxyProtocol,
 		Algorithm:      cmp.Or(l.Algorithm, RoundRobin),
 		SourceRanges:   l.SourceRanges,
 		ConnectTimeout: l.ConnectTimeout.D(),

@@ -200,6 +200,9 @@ func describe(o lb.Outcome) string {
 				if port := check.Substitute[node]; port != 0 {
 					substitute = fmt.Sprintf("substitute port %d", port)
 				}
+				if check.Direct[node] {
+					substitute += ", direct"
+				}
 				line(2, "%s at %s, %s", node, netip.AddrPortFrom(check.Members[node], check.HealthCheck.Port), substitute)
 			}
 		}
@@ -222,7 +225,11 @@ func groupText(id lb.GroupID) string {
 }
 
 func settings(r lb.Route) []string {
-	all := []string{string(r.Algorithm), "idle " + r.IdleTimeout.String(), "drain " + r.DrainTimeout.String()}
+	all := []string{string(r.Algorithm)}
+	if r.Direct {
+		all = append(all, "direct")
+	}
+	all = append(all, "idle "+r.IdleTimeout.String(), "drain "+r.DrainTimeout.String())
 	if r.ProxyProtocol != lb.ProxyOff {
 		all = append(all, "proxy protocol "+string(r.ProxyProtocol))
 	}

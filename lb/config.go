@@ -77,6 +77,8 @@ type LoadBalancer struct {
 	Addresses []netip.Addr `json:"addresses"`
 	// Listeners are served on every one of the addresses.
 	Listeners []Listener `json:"listeners"`
+	// Forwarding is how packets get to members; empty is ForwardNAT.
+	Forwarding Forwarding `json:"forwarding,omitempty"`
 	// Pool names the pool whose nodes are the members.
 	Pool PoolName `json:"pool"`
 	// Members, unless nil, narrows the pool to these nodes. An empty set that is
@@ -126,7 +128,8 @@ type Listener struct {
 	Protocol Protocol `json:"protocol"`
 	// Port is the standard port that clients use.
 	Port uint16 `json:"port"`
-	// TargetPort is the port on the members: the node port.
+	// TargetPort is the port on the members: the node port. With ForwardDirect it is
+	// Port itself, since packets are not changed.
 	TargetPort uint16 `json:"targetPort"`
 	// ProxyProtocol announces the client's address to the member; empty is off.
 	ProxyProtocol ProxyProtocol `json:"proxyProtocol,omitempty"`
@@ -194,6 +197,20 @@ func FamilyOf(a netip.Addr) Family {
 	}
 	return IPv6
 }
+
+// Forwarding is how packets get to members.
+type Forwarding string
+
+// The ways of forwarding.
+const (
+	// ForwardNAT has members see a connection of the edge to a node port. It is the
+	// default.
+	ForwardNAT Forwarding = "nat"
+	// ForwardDirect routes packets to members as they are, with the addresses of
+	// client and load balancer. Members must take the load balancer's addresses for
+	// their own, and answer clients themselves. The edge must have them on a link.
+	ForwardDirect Forwarding = "direct"
+)
 
 // Algorithm chooses the member of a new connection or session.
 type Algorithm string

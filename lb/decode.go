@@ -47,6 +47,7 @@ var (
 		{"claimTime", func(r *jsonReader, l *LoadBalancer) { l.ClaimTime = readTime(r) }},
 		{"addresses", func(r *jsonReader, l *LoadBalancer) { l.Addresses = readList(r, readAddr) }},
 		{"listeners", func(r *jsonReader, l *LoadBalancer) { l.Listeners = readList(r, readListener) }},
+		{"forwarding", func(r *jsonReader, l *LoadBalancer) { l.Forwarding = Forwarding(r.word()) }},
 		{"pool", func(r *jsonReader, l *LoadBalancer) { l.Pool = PoolName(r.word()) }},
 		{"members", func(r *jsonReader, l *LoadBalancer) { l.Members = readMembers(r) }},
 		{"memberFamilies", func(r *jsonReader, l *LoadBalancer) { l.MemberFamilies = someOf(readList(r, readFamily)) }},

@@ -111,7 +111,7 @@ func TestDecodeConfigRefuses(t *testing.T) {
 		{`{"pools":{"p":["a"]}}`, `pools["p"]: a list: must be an object`},
 		{`{"pools":{"p":{"n":{"weight":1}}}}`, `pools["p"]["n"]: unknown field "weight": nothing may stand here`},
 		{`{"pools":{"p":{"n":true}}}`, `pools["p"]["n"]: true: must be an empty object`},
-		{inLoadBalancer(`"sourceRange":[]`), `loadBalancers["u"]: unknown field "sourceRange": must be one of name, claimTime, addresses, listeners, pool, members, memberFamilies, healthCheck, failOpen, sourceRanges, algorithm, affinity, connectTimeout, idleTimeout, udpIdleTimeout, drainTimeout, maxConnections, onUnhealthy`},
+		{inLoadBalancer(`"sourceRange":[]`), `loadBalancers["u"]: unknown field "sourceRange": must be one of name, claimTime, addresses, listeners, forwarding, pool, members, memberFamilies, healthCheck, failOpen, sourceRanges, algorithm, affinity, connectTimeout, idleTimeout, udpIdleTimeout, drainTimeout, maxConnections, onUnhealthy`},
 		{inLoadBalancer(`"listeners":[{},{"port":65536}]`), `loadBalancers["u"].listeners[1].port: 65536: must be a whole number from 0 to 65535`},
 		{inLoadBalancer(`"listeners":[{"port":80,"port":80}]`), `loadBalancers["u"].listeners[0].port: the key is there twice: keep one`},
 		{inLoadBalancer(`"idleTimeout":"10"`), `loadBalancers["u"].idleTimeout: "10": must be a number with unit such as "500ms" or "10s"`},

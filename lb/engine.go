@@ -2,7 +2,11 @@ package lb
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
 // Engine is a data plane. An edge has one, and one goroutine of it calls Set.
@@ -15,7 +19,8 @@ type Engine interface {
 
 	// Set replaces the whole table. It is all or nothing but for single
 	// frontends that cannot be served (an address in use by another process):
-	// those are returned with their reasons, and tried again at the next Set. It
+	// those are returned with their reasons, and tried again at the next Set. A
+	// frontend whose reason is a [MembersError] is served all the same, by others. It
 	// is idempotent. Connections through routes that stay are never cut, but for
 	// those of clients that the route's SourceRanges do not allow any more, which
 	// end at once; connections of a frontend or member that is gone drain for the route's
@@ -65,6 +70,35 @@ type Restricter interface {
 	// not allow, while Shutdown waits for them after a HandOver. Owners that are not
 	// named keep theirs. It may be called concurrently with Shutdown.
 	Restrict(allowed map[Owner][]netip.Prefix)
+}
+
+// MembersError says that a frontend is served, though without some of its members,
+// since the engine cannot reach them in the way that the route asks for.
+type MembersError struct {
+	// Without tells of each member why.
+	Without map[NodeName]string
+}
+
+// Error says that the frontend is served without the members, and why.
+func (e *MembersError) Error() string { return "is served without " + e.Why() }
+
+// Why names a few of the members, once for all with the same reason.
+func (e *MembersError) Why() string {
+	const shown = 5
+	nodes := make(map[string][]string)
+	for _, n := range slices.Sorted(maps.Keys(e.Without)) {
+		nodes[e.Without[n]] = append(nodes[e.Without[n]], quoted(string(n)))
+	}
+	var texts []string
+	for _, why := range slices.Sorted(maps.Keys(nodes)) {
+		names := nodes[why]
+		text := strings.Join(names[:min(len(names), shown)], ", ")
+		if more := len(names) - shown; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+		texts = append(texts, text+": "+why)
+	}
+	return strings.Join(texts, "; ")
 }
 
 // MaxParcelFiles is how many descriptors a Parcel may have; the kernel passes no

@@ -171,6 +171,7 @@ type scope struct {
 	without4, without6 int      // members that have no address of the family
 	tcp                userPort // the smallest user
 	served             bool     // by any listener
+	direct             bool     // any of them
 	groups             []groupOfScope
 }
 
@@ -269,10 +270,10 @@ func (v *clusterView) pick(names func(func(NodeName) bool)) []*member {
 }
 
 // note remembers that a listener of a load balancer is served.
-func (s *scope) note(uid UID, li Listener) {
-	s.served = true
-	user := userPort{uid, li.TargetPort}
-	if li.Protocol == TCP && user.compare(s.tcp) < 0 {
+func (s *scope) note(l *candidate, li Listener) {
+	s.served, s.direct = true, s.direct || l.Direct()
+	user := userPort{l.owner.UID, li.TargetPort}
+	if li.Protocol == TCP && !l.Direct() && user.compare(s.tcp) < 0 {
 		s.tcp = user
 	}
 }
@@ -318,6 +319,7 @@ func (c *compilation) gatherChecks() {
 				HealthCheck: s.check.HealthCheck,
 				Members:     make(map[NodeName]netip.Addr, len(s.members)),
 				Substitute:  make(map[NodeName]uint16, len(s.members)),
+				Direct:      make(map[NodeName]bool),
 			}
 			checks[s.check.id] = check
 		}
@@ -327,6 +329,9 @@ func (c *compilation) gatherChecks() {
 				continue
 			}
 			check.Members[m.name] = a
+			if s.direct {
+				check.Direct[m.name] = true
+			}
 			// The scopes come in the order of their users, none last.
 			if _, known := check.Substitute[m.name]; !known && s.tcp.port != 0 && s.check.Protocol != healthcheck.None {
 				check.Substitute[m.name] = s.tcp.port

@@ -63,6 +63,7 @@ func randomLoadBalancer(r *rand.Rand) lb.LoadBalancer {
 		MemberFamilies: pick(r, nil, nil, nil, []lb.Family{lb.IPv4}, []lb.Family{lb.IPv6}, []lb.Family{lb.IPv6, lb.IPv4}),
 		Algorithm:      pick(r, "", "", "", lb.RoundRobin, "bogus"),
 		OnUnhealthy:    pick(r, "", lb.OnUnhealthyDrain),
+		Forwarding:     pick(r, "", "", lb.ForwardNAT, lb.ForwardDirect, "bogus"),
 	}
 	for range 1 + r.IntN(2) {
 		l.Addresses = append(l.Addresses, randomAddr(r, 192))
@@ -71,6 +72,11 @@ func randomLoadBalancer(r *rand.Rand) lb.LoadBalancer {
 		l.Listeners = append(l.Listeners, lb.Listener{
 			Protocol: pick(r, lb.TCP, lb.TCP, lb.TCP, lb.UDP, lb.UDP, lb.SCTP), Port: uint16(80 + r.IntN(4)), TargetPort: uint16(30000 + r.IntN(10)),
 		})
+	}
+	if l.Direct() && often(r, 4) {
+		for i := range l.Listeners {
+			l.Listeners[i].TargetPort = l.Listeners[i].Port
+		}
 	}
 	if !often(r, 3) {
 		l.Members = map[lb.NodeName]lb.Member{}
@@ -142,6 +148,9 @@ func checkOutcome(t *testing.T, in lb.Input, out lb.Outcome) {
 		}
 		if r.IdleTimeout <= 0 || r.DrainTimeout <= 0 || r.Algorithm == "" {
 			t.Errorf("%s has a route without effective values: %+v", f, r)
+		}
+		if r.Direct != l.Direct() || r.Direct && r.TargetPort != f.Port {
+			t.Errorf("%s has target port %d, direct %v; want what %v asks for", f, r.TargetPort, r.Direct, r.Owner)
 		}
 		served[r.Owner]++
 		groups[r.Group] = true

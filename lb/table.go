@@ -39,6 +39,9 @@ type Route struct {
 	Name string
 	// Group are the backends; a group without an Active one refuses connections.
 	Group GroupID
+	// Direct has packets routed to the backends as they are. TargetPort is then the
+	// frontend's port.
+	Direct bool
 	// TargetPort is the port on the backends.
 	TargetPort     uint16
 	Algorithm      Algorithm

@@ -182,6 +182,10 @@ func (v *validation) loadBalancer(uid UID, l LoadBalancer) {
 	}
 	v.addresses(l.Addresses)
 	v.listeners(l.Listeners)
+	v.oneOf("forwarding", string(l.Forwarding), "", string(ForwardNAT), string(ForwardDirect))
+	if l.Direct() {
+		v.direct(l)
+	}
 	v.members(l)
 	v.memberFamilies(l.MemberFamilies)
 	v.healthCheck(l.HealthCheck)
@@ -265,6 +269,31 @@ func (v *validation) listeners(listeners []Listener) {
 			continue
 		}
 		first[k] = i
+	}
+}
+
+// direct complains about what needs connections that are the edge's own: packets
+// are routed as they are, and answers may pass the edge by.
+func (v *validation) direct(l LoadBalancer) {
+	for i, li := range l.Listeners {
+		if li.TargetPort != li.Port {
+			v.complain(fmt.Sprintf("listeners[%d].targetPort", i), "%d: must be %d, the port itself, with forwarding direct, which changes no packet", li.TargetPort, li.Port)
+		}
+		if li.ProxyProtocol != ProxyOff {
+			v.complain(fmt.Sprintf("listeners[%d].proxyProtocol", i), "%s: must be empty with forwarding direct, which changes no packet; members see the client's address anyway", li.ProxyProtocol)
+		}
+	}
+	if len(l.MemberFamilies) > 0 {
+		v.complain("memberFamilies", "%s: must be none with forwarding direct, which changes no packet", listed(l.MemberFamilies))
+	}
+	if l.MaxConnections > 0 {
+		v.complain("maxConnections", "%d: must be 0 with forwarding direct, which does not see when connections end", l.MaxConnections)
+	}
+	if l.ConnectTimeout != 0 {
+		v.complain("connectTimeout", "%s: must be 0 with forwarding direct, where clients connect to members themselves", l.ConnectTimeout.D())
+	}
+	if l.Algorithm == LeastConnections || l.Algorithm == RandomTwoChoices {
+		v.complain("algorithm", "%s: must be %s, %s or empty with forwarding direct, which does not see when connections end", l.Algorithm, RoundRobin, SourceHash)
 	}
 }
 

@@ -227,6 +227,21 @@ var validateTests = []struct {
 		},
 	},
 	{
+		"direct", changed(func(l *lb.LoadBalancer) {
+			l.Forwarding = lb.ForwardDirect
+			l.Listeners[0].TargetPort, l.Listeners[0].ProxyProtocol = 31080, lb.ProxyV2
+			l.MemberFamilies, l.MaxConnections, l.ConnectTimeout, l.Algorithm = []lb.Family{lb.IPv6}, 1, healthcheck.Duration(time.Second), lb.RandomTwoChoices
+		}),
+		[]string{
+			`loadBalancers["u"].listeners[0].targetPort: 31080: must be 80, the port itself, with forwarding direct, which changes no packet`,
+			`loadBalancers["u"].listeners[0].proxyProtocol: v2: must be empty with forwarding direct, which changes no packet; members see the client's address anyway`,
+			`loadBalancers["u"].memberFamilies: ipv6: must be none with forwarding direct, which changes no packet`,
+			`loadBalancers["u"].maxConnections: 1: must be 0 with forwarding direct, which does not see when connections end`,
+			`loadBalancers["u"].connectTimeout: 1s: must be 0 with forwarding direct, where clients connect to members themselves`,
+			`loadBalancers["u"].algorithm: random-two-choices: must be round-robin, source-hash or empty with forwarding direct, which does not see when connections end`,
+		},
+	},
+	{
 		"timeouts", changed(func(l *lb.LoadBalancer) {
 			l.Affinity = &lb.Affinity{}
 			l.IdleTimeout, l.UDPIdleTimeout, l.DrainTimeout = -1, 1, healthcheck.Duration(lb.MaxTimeout+time.Second)

@@ -154,7 +154,7 @@ func (s *Snapshot) Explain(namespace, name string) (report.Explanation, error) {
 	e := report.Explanation{
 		Origin: report.Origin{Time: v.Now.UTC()}, Namespace: namespace, Name: name,
 		Policy: cmp.Or(string(svc.Spec.ExternalTrafficPolicy), "Cluster"), Findings: a.findings(),
-		Listeners: listenersOf(a.of.LoadBalancer.Listeners), Limits: limitsOf(svc, a.of),
+		Listeners: ListenersOf(a.of.LoadBalancer), Limits: limitsOf(svc, a.of),
 		Addresses: []report.Address{}, Edges: []report.EdgeView{}, Members: []report.Member{},
 	}
 	if svc.Spec.LoadBalancerClass != nil {
@@ -174,7 +174,7 @@ func (s *Snapshot) Explain(namespace, name string) (report.Explanation, error) {
 		}
 	}
 	if a.built != nil {
-		e.Listeners = listenersOf(a.built.Listeners)
+		e.Listeners = ListenersOf(a.built.LoadBalancer)
 		e.Limits = append(e.Limits, familiesLimit(svc, a))
 	}
 	for _, what := range a.of.Remarks {
@@ -275,10 +275,16 @@ func (v *view) explainSick(a aspect, e *report.Explanation) {
 	}
 }
 
-func listenersOf(listeners []lb.Listener) []report.Listener {
-	out := make([]report.Listener, 0, len(listeners))
-	for _, l := range listeners {
-		out = append(out, report.Listener{Name: l.Name, Protocol: string(l.Protocol), Port: l.Port, NodePort: l.TargetPort, Proxy: string(l.ProxyProtocol)})
+// ListenersOf returns the listeners of a load balancer as reports show them.
+func ListenersOf(l lb.LoadBalancer) []report.Listener {
+	direct := l.Direct()
+	out := make([]report.Listener, 0, len(l.Listeners))
+	for _, l := range l.Listeners {
+		r := report.Listener{Name: l.Name, Protocol: string(l.Protocol), Port: l.Port, NodePort: l.TargetPort, Proxy: string(l.ProxyProtocol)}
+		if direct {
+			r.NodePort, r.Direct = 0, true
+		}
+		out = append(out, r)
 	}
 	return out
 }

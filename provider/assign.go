@@ -114,6 +114,8 @@ type claimed struct {
 	families     []lb.Family
 	untranslated string
 	ports        map[netip.Addr][]ipam.PortKey
+	translation  *Translation
+	ways         []string
 }
 
 // sameClaims says whether an assignment would have the same result as the last
@@ -122,7 +124,7 @@ func (r *round) sameClaims() bool {
 	r.findHeldPorts()
 	claims := make([]claimed, len(r.subjects))
 	for i, s := range r.subjects {
-		claims[i] = claimed{s.svc, s.path, s.held, s.families, s.untranslated, s.heldPorts}
+		claims[i] = claimed{s.svc, s.path, s.held, s.families, s.untranslated, s.heldPorts, s.translation, s.ways}
 	}
 	last := r.granted
 	r.granted = granted{pools: r.Pools, namespaces: r.Namespaces, claims: claims, grants: make(map[lb.UID]grant, len(claims))}
@@ -131,6 +133,7 @@ func (r *round) sameClaims() bool {
 		!slices.EqualFunc(last.claims, claims, func(a, b claimed) bool {
 			return a.svc == b.svc && a.path == b.path && slices.Equal(a.held, b.held) &&
 				slices.Equal(a.families, b.families) && a.untranslated == b.untranslated &&
+				a.translation == b.translation && slices.Equal(a.ways, b.ways) &&
 				maps.EqualFunc(a.ports, b.ports, slices.Equal)
 		}) {
 		r.granted.quarantined = len(r.quarantine.addrs)+len(r.quarantine.truncated) > 0
@@ -162,7 +165,10 @@ func (r *round) claimOf(s *subject, eligible map[string][]string) ipam.Claim {
 	c.SharingKey = sharingKey(s)
 	c.Ports = s.claimedPorts()
 	if !s.staysAsItIs() {
-		c.EligiblePools = r.eligible(s, eligible)
+		c.EligiblePools = s.ways
+		if s.ways == nil {
+			c.EligiblePools = r.eligible(s, eligible)
+		}
 		c.Requested, c.Pool, c.RequireAll = t.Wishes.Addresses, t.Wishes.Pool, !t.OneFamilySuffices
 	}
 	return c

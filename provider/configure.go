@@ -52,6 +52,7 @@ func (r *round) configure() map[string]Wanted {
 			ReleaseRemovals: e.Annotations[v1alpha1.ReleaseRemovalsAnnotation],
 			Blind:           !r.Fleet[name].Known,
 			Keep:            r.keptOn(name),
+			Untold:          r.untoldOn(m),
 		}
 	}
 	return wanted
@@ -89,6 +90,18 @@ func (r *round) followKept() {
 			}
 		}
 	}
+}
+
+// untoldOn returns the load balancers of an edge that are not told yet.
+func (r *round) untoldOn(m *edgeMemory) []lb.UID {
+	var untold []lb.UID
+	for _, s := range r.subjects {
+		if s.early && m.builds[s.uid] != nil {
+			untold = append(untold, s.uid)
+		}
+	}
+	slices.Sort(untold)
+	return untold
 }
 
 // serves says whether the address is of a pool of the edge.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -62,6 +61,9 @@ type decider struct {
 	saidOfNodes  map[lb.NodeName]string
 	faces        map[lb.UID]described
 	granted      granted
+	// untold are Services whose status has not said for long that packets reach
+	// nodes as they are, with the time since when it does.
+	untold map[lb.UID]time.Time
 }
 
 // newDecider returns a decider without memories.
@@ -78,13 +80,17 @@ func newDecider() *decider {
 		statuses:     map[Target]words{},
 		changes:      map[lb.UID]time.Time{},
 		faces:        map[lb.UID]described{},
+		untold:       map[lb.UID]time.Time{},
 	}
 }
 
 // translated is everything that is read from one version of a Service.
 type translated struct {
-	svc *v1.Service
-	*Translation
+	svc          *v1.Service
+	*Translation // the one in force
+	// nat is for edges that use node ports, direct for those that route packets as
+	// they are; nil as long as nobody asks.
+	nat, direct *Translation
 	// good is the newest Translation that could be served, nil if none is known.
 	good     *Translation
 	recorded []netip.Addr
@@ -155,11 +161,13 @@ func (d *decider) decide(w World) Decision {
 	r.quarantine.load(w.Pools)
 	r.noteNodes()
 	r.sortServices()
+	r.findWays()
 	r.vouch()
 	r.findStrangers()
 	r.free()
 	r.quarantine.confirm(r)
 	r.assign()
+	r.chooseWays()
 	r.keepHoldings()
 	r.findUnsaved()
 	r.build()
@@ -204,12 +212,17 @@ func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
 	if known && before.svc == svc {
 		return before
 	}
-	translation := Translate(svc)
-	t := translated{svc: svc, Translation: &translation, recorded: recordedAddresses(svc)}
+	t := translated{svc: svc, nat: reread(before.nat, svc, lb.ForwardNAT), recorded: recordedAddresses(svc)}
+	t.Translation = t.nat
+	if before.direct != nil {
+		t.direct = reread(before.direct, svc, lb.ForwardDirect)
+		if before.Translation == before.direct {
+			t.Translation = t.direct
+		}
+	}
 	t.ingress, t.strange = ingressAddresses(svc)
 	switch {
-	case known && reflect.DeepEqual(before.Translation, t.Translation):
-		t.Translation = before.Translation
+	case known && before.Translation == t.Translation:
 	case known || conditionOf(svc, ConditionProgrammed) == nil:
 		if _, waits := r.changes[uid]; !waits {
 			r.changes[uid] = r.Now
@@ -277,12 +290,21 @@ func (r *round) build() {
 		b.Pool = r.poolFor(s)
 		b.Members = s.endpoints.among(r.members[b.Pool], s.good.Local)
 		nodeFamilies := r.nodeFamilies(b, ofPools)
-		b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
+		if !b.Direct() {
+			b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
+		}
 		s.homeless = len(nodeFamilies) > 0 && !slices.ContainsFunc(s.good.Families, func(f lb.Family) bool { return nodeFamilies[f] })
 		if len(b.Listeners) == 0 {
 			continue // others have all of its ports
 		}
-		if before := r.builds[s.uid]; before.sameAs(b) {
+		before := r.builds[s.uid]
+		if before.sameAs(b) {
+			b = before
+		}
+		if s.untold = b.Direct() && r.mustTell(s); s.untold {
+			if before == nil || !slices.Equal(before.Addresses, b.Addresses) {
+				continue // edges keep what they have, if anything
+			}
 			b = before
 		}
 		s.built, builds[s.uid] = b, b

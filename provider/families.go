@@ -32,7 +32,7 @@ func (r *round) findFamilies(s *subject) {
 		if f == t.Families[0] || had {
 			continue
 		}
-		if s.untranslated = r.cannotTranslate(a); s.untranslated != "" {
+		if s.untranslated = r.cannotTranslate(s, a); s.untranslated != "" {
 			return
 		}
 	}
@@ -47,20 +47,19 @@ func (r *round) findFamilies(s *subject) {
 // cannotTranslate returns what is in the way of serving clients of one family by
 // nodes of the other on the address: an edge of its pool that cannot, or of which it
 // is not known, since the Service must not leave what works for what may not.
-func (r *round) cannotTranslate(a netip.Addr) string {
+func (r *round) cannotTranslate(s *subject, a netip.Addr) string {
 	p := poolOf(r.pools, a)
 	if p == nil {
 		return ""
 	}
+	if p.direct || r.translations[s.uid].Direct {
+		return fmt.Sprintf("packets to it are routed to nodes as they are (pool %q, forwarding direct), so that clients are served by nodes of their own family only", p.Name)
+	}
 	for _, name := range sortedNames(r.serving[p.Name]) {
-		info := r.Fleet[name].Info
-		can := slices.Contains(info.Capabilities, lb.CapFamilyTranslation)
-		if info.Schema == "" { // not reached yet: what it could do before
-			can = slices.Contains(r.live[name].Status.Capabilities, string(lb.CapFamilyTranslation))
-		}
+		can, known := r.edgeCan(name, lb.CapFamilyTranslation)
 		switch {
 		case can:
-		case info.Schema == "" && len(r.live[name].Status.Capabilities) == 0:
+		case !known:
 			return fmt.Sprintf("edge %q was not reached yet, so that it is not known whether it can serve clients of one family by nodes of the other", name)
 		default:
 			return fmt.Sprintf("edge %q cannot serve clients of one family by nodes of the other (%s is not among status.capabilities): use an edge that can, or change spec.ipFamilyPolicy", name, lb.CapFamilyTranslation)

@@ -44,6 +44,9 @@ type Wanted struct {
 	// Keep are load balancers that go on as the edge holds them, since what their
 	// Services ask for by now cannot be served.
 	Keep map[lb.UID]Kept
+	// Untold are direct load balancers of which the status of the Service does not
+	// say so yet, since no edge was known to be able. One that is gets them later.
+	Untold []lb.UID
 }
 
 // FleetOptions are what a Fleet needs from its surroundings. All are required

@@ -3,6 +3,7 @@ package provider
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,25 +30,33 @@ func FuzzReadAnnotations(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name1, value1, name2, value2 string) {
 		svc := testService("web", 30080, annotated(Annotation(name1), value1), annotated(Annotation(name2), value2))
 		svc.UID = "uid-web"
-		translation := Translate(svc)
-		for _, c := range append(translation.Complaints, translation.Refusals...) {
-			if c.Field == "" || c.Want == "" || len(c.String()) > 3*maxAnnotation {
-				t.Errorf("complaint %+v says too little or too much", c)
-			}
-		}
-		if len(translation.Refusals) > 0 {
-			return
-		}
-		l := translation.LoadBalancer
-		l.Addresses, l.Pool = addrs("192.0.2.1"), AllNodes
-		config := lb.Config{Pools: map[lb.PoolName]lb.Pool{AllNodes: {}}, LoadBalancers: map[lb.UID]lb.LoadBalancer{"uid-web": l}}
-		if s := translation.Wishes.NodeSelector; s != nil {
-			config.Pools[selectedNodes(s)] = lb.Pool{}
-		}
-		for _, c := range config.Validate() {
-			t.Errorf("annotations %q and %q: accepted, but %s", name1+"="+value1, name2+"="+value2, c)
+		for _, way := range []lb.Forwarding{lb.ForwardNAT, lb.ForwardDirect} {
+			checkTranslation(t, svc, way)
 		}
 	})
+}
+
+// checkTranslation says what must be true of every Service that is read.
+func checkTranslation(t *testing.T, svc *v1.Service, way lb.Forwarding) {
+	t.Helper()
+	translation := Translate(svc, way)
+	for _, c := range append(translation.Complaints, translation.Refusals...) {
+		if c.Field == "" || c.Want == "" || len(c.String()) > 3*maxAnnotation {
+			t.Errorf("complaint %+v says too little or too much", c)
+		}
+	}
+	if len(translation.Refusals) > 0 {
+		return
+	}
+	l := translation.LoadBalancer
+	l.Addresses, l.Pool = addrs("192.0.2.1"), AllNodes
+	config := lb.Config{Pools: map[lb.PoolName]lb.Pool{AllNodes: {}}, LoadBalancers: map[lb.UID]lb.LoadBalancer{"uid-web": l}}
+	if s := translation.Wishes.NodeSelector; s != nil {
+		config.Pools[selectedNodes(s)] = lb.Pool{}
+	}
+	for _, c := range config.Validate() {
+		t.Errorf("annotations %q, %s: accepted, but %s", svc.Annotations, way, c)
+	}
 }
 
 // FuzzDecide makes random clusters: what edges are told is always valid, each
@@ -109,6 +118,27 @@ func (s *simulation) randomise(r *rand.Rand) {
 	s.able = [][]lb.Capability{nil, {lb.CapFamilyTranslation, lb.CapSCTP}, {lb.CapProxyV1, lb.CapSourceHash}}[r.IntN(3)]
 	for i := range r.IntN(12) {
 		s.world.Services = append(s.world.Services, s.randomService(r, i, pick))
+	}
+	s.randomiseWays(rand.New(rand.NewPCG(uint64(s.version), uint64(len(s.world.Services)))))
+}
+
+// randomiseWays has some pools forward directly, and takes the node ports from some
+// Services.
+func (s *simulation) randomiseWays(r *rand.Rand) {
+	for _, p := range s.world.Pools {
+		p.Spec.Forwarding = []v1alpha1.Forwarding{"", v1alpha1.ForwardNAT, v1alpha1.ForwardDirect}[r.IntN(3)]
+	}
+	if r.IntN(2) == 0 {
+		s.able = append(slices.Clone(s.able), lb.CapDirect)
+	}
+	for _, svc := range s.world.Services {
+		if r.IntN(4) > 0 {
+			continue
+		}
+		svc.Spec.AllocateLoadBalancerNodePorts = ptr.To(false)
+		for i := range svc.Spec.Ports {
+			svc.Spec.Ports[i].NodePort = 0
+		}
 	}
 }
 

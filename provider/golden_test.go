@@ -134,6 +134,7 @@ func (s *simulation) round() bool {
 	s.t.Helper()
 	d := s.decider.decide(s.world)
 	s.wanted = d.Wanted
+	s.checkOrder()
 	for _, n := range d.Notes {
 		if n.Event != nil {
 			s.events = append(s.events, fmt.Sprintf("node %s %s %s: %s", n.Object, n.Event.Type, n.Event.Reason, n.Event.Message))
@@ -147,6 +148,29 @@ func (s *simulation) round() bool {
 	}
 	s.reach(d.Wanted)
 	return len(d.Writes) > 0
+}
+
+// checkOrder says that no edge is told to route packets to nodes as they are before
+// the status of the Service has nodes take the address for their own.
+func (s *simulation) checkOrder() {
+	s.t.Helper()
+	byUID := make(map[lb.UID]*v1.Service, len(s.world.Services))
+	for _, svc := range s.world.Services {
+		byUID[uidOf(svc)] = svc
+	}
+	for edge, w := range s.wanted {
+		info := s.world.Fleet[edge].Info
+		for uid, l := range w.told(info).LoadBalancers {
+			if !l.Direct() || !slices.Contains(info.Capabilities, lb.CapDirect) {
+				continue
+			}
+			for _, a := range l.Addresses {
+				if !tellsVIP(byUID[uid], a) {
+					s.t.Errorf("edge %s is to route packets for %s of %s to nodes, and the status says %s", edge, a, l.Name, told(byUID[uid]))
+				}
+			}
+		}
+	}
 }
 
 // reach tells edges what is wanted of them. One of which it is not known what it

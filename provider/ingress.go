@@ -15,14 +15,14 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
-// ingressOf returns the addresses as the Service's status says them. Edges
-// terminate connections, so that inside the cluster, too, the addresses must be
-// reached through them. If a port is not served on an address, all ports of the
+// ingressOf returns the addresses as the Service's status says them. Where edges
+// terminate connections the addresses must be reached through them inside the
+// cluster, too. If a port is not served on an address, all ports of the
 // Service are told, that one with an error.
-func (s *subject) ingressOf(addrs []netip.Addr, broken map[netip.Addr][]UnservedPort) []v1.LoadBalancerIngress {
+func (r *round) ingressOf(s *subject, addrs []netip.Addr, broken map[netip.Addr][]UnservedPort) []v1.LoadBalancerIngress {
 	var ingress []v1.LoadBalancerIngress
 	for _, a := range addrs {
-		in := v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(v1.LoadBalancerIPModeProxy)}
+		in := v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(r.modeOf(s, a))}
 		if ports := portStatuses(s.svc, broken[a]); slices.ContainsFunc(ports, func(p v1.PortStatus) bool { return p.Error != nil }) {
 			in.Ports = ports
 		}

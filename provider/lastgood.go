@@ -20,8 +20,8 @@ type Kept struct {
 // but for what it cannot do, which is returned with the reasons, and where the newest
 // version cannot be served the last good one, as it is known.
 func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.Problem, map[lb.UID]Trimmed) {
-	config, withheld, trimmed := fit(w.Config, info)
-	if len(w.Keep)+len(withheld) == 0 {
+	config, withheld, trimmed := fit(w.told(info), info)
+	if len(w.Keep)+len(withheld)+len(w.Untold) == 0 {
 		return config, withheld, trimmed
 	}
 	config.LoadBalancers, config.Pools = maps.Clone(config.LoadBalancers), maps.Clone(config.Pools)
@@ -38,8 +38,9 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 			good.add(uid, l, k.Addresses, info)
 		}
 	}
-	for uid := range withheld {
-		if l, ok := known.LoadBalancers[uid]; ok {
+	for _, uid := range slices.AppendSeq(slices.Clone(w.Untold), maps.Keys(withheld)) {
+		_, served := config.LoadBalancers[uid]
+		if l, ok := known.LoadBalancers[uid]; ok && !served {
 			newest := w.Config.LoadBalancers[uid]
 			l.Pool, l.Members, l.MemberFamilies = newest.Pool, newest.Members, newest.MemberFamilies
 			good.add(uid, l, newest.Addresses, info)

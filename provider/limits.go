@@ -16,7 +16,7 @@ import (
 // Limits returns every timeout and limit that is in force for a Service, and
 // where it comes from.
 func Limits(svc *v1.Service) []report.Limit {
-	t := Translate(svc)
+	t := Translate(svc, ForwardingOf(svc))
 	return limitsOf(svc, &t)
 }
 
@@ -43,12 +43,17 @@ func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
 	for _, li := range l.Listeners {
 		tcp, udp = tcp || li.Protocol == lb.TCP, udp || li.Protocol == lb.UDP
 	}
-	if tcp {
+	if t.Direct {
+		add("packets reach nodes", "as they are, with the client's address", wayFrom(svc))
+	}
+	if tcp && !t.Direct {
 		connect := "the edge's own"
 		if l.ConnectTimeout > 0 {
 			connect = short(l.ConnectTimeout.D())
 		}
 		add("connect timeout", connect, from(AnnotationConnectTimeout))
+	}
+	if tcp {
 		add("idle timeout of TCP connections", orDefault(l.IdleTimeout, lb.DefaultIdleTimeout), from(AnnotationIdleTimeout))
 	}
 	if udp {
@@ -56,11 +61,18 @@ func limitsOf(svc *v1.Service, t *Translation) []report.Limit {
 	}
 	add("drain timeout", orDefault(l.DrainTimeout, lb.DefaultDrainTimeout), from(AnnotationDrainTimeout))
 	limit := "the edge's own"
+	if t.Direct {
+		limit = "not limited"
+	}
 	if l.MaxConnections > 0 {
 		limit = fmt.Sprintf("%d on each edge", l.MaxConnections)
 	}
 	add("connections at once", limit, from(AnnotationMaxConnections))
-	add("algorithm", string(cmp.Or(l.Algorithm, lb.RoundRobin)), from(AnnotationAlgorithm))
+	algorithm := string(cmp.Or(l.Algorithm, lb.RoundRobin))
+	if t.Direct && l.Algorithm != lb.SourceHash {
+		algorithm = "hash of the client's address and port"
+	}
+	add("algorithm", algorithm, from(AnnotationAlgorithm))
 	if l.Affinity != nil {
 		add("client stays with its node", short(l.Affinity.Timeout.D()), "spec.sessionAffinity")
 	} else {

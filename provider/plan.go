@@ -181,7 +181,7 @@ func (p planner) compare(out *report.PlannedService, was, is *v1.Service) {
 	}
 	if is != nil {
 		after = p.after.builds[uidOf(is)]
-		out.Listeners = listenersOf(p.after.translations[uidOf(is)].LoadBalancer.Listeners)
+		out.Listeners = ListenersOf(p.after.translations[uidOf(is)].LoadBalancer)
 		for i := range out.Listeners {
 			if out.Listeners[i].NodePort == unallocated {
 				out.Listeners[i].NodePort = 0

@@ -24,6 +24,8 @@ type pool struct {
 	// closed pools overlap an older one, or are about to be deleted: Services keep
 	// what they have of them, and nothing more is given out.
 	closed bool
+	// direct has packets routed to nodes as they are.
+	direct bool
 }
 
 // readPools returns the pools that can be used, sorted by name with the closed
@@ -73,7 +75,7 @@ func ord(b bool) int {
 }
 
 func readPool(o *v1alpha1.AddressPool) (pool, error) {
-	p := pool{Pool: ipam.Pool{Name: o.Name, AutoAssign: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign, Shared: o.Spec.Sharing == v1alpha1.ShareAlways}}
+	p := pool{Pool: ipam.Pool{Name: o.Name, AutoAssign: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign, Shared: o.Spec.Sharing == v1alpha1.ShareAlways}, direct: o.Spec.Forwarding == v1alpha1.ForwardDirect}
 	for i, text := range o.Spec.Addresses {
 		r, err := ipam.ParseRange(string(text))
 		if err != nil {

@@ -34,7 +34,7 @@ const (
 )
 
 // allocate says what to do about ports without a node port.
-const allocate = "edges reach pods through node ports only: set spec.allocateLoadBalancerNodePorts to true, so that the API server allocates them, or write some into spec.ports"
+const allocate = "set spec.allocateLoadBalancerNodePorts to true, so that the API server allocates them, or write some into spec.ports; or have edges that can do direct, such as those with engine nftables, serve its address"
 
 func (t *Translation) listeners(svc *v1.Service) {
 	ports := svc.Spec.Ports
@@ -61,7 +61,9 @@ func (t *Translation) listeners(svc *v1.Service) {
 		}
 		first[key] = i
 		t.proxy(&l, proxied)
-		if p.NodePort == 0 {
+		if t.Direct {
+			l.TargetPort = l.Port
+		} else if p.NodePort == 0 {
 			without = append(without, portText(p))
 			t.Unserved = append(t.Unserved, UnservedPort{Protocol: protocolOf(p), Port: p.Port, Error: portWithoutNodePort, Why: "without a node port; " + allocate})
 			continue
@@ -70,7 +72,7 @@ func (t *Translation) listeners(svc *v1.Service) {
 	}
 	if len(without) > 0 && len(t.LoadBalancer.Listeners) == 0 {
 		t.Unserved = nil
-		t.refuse("spec.ports[0].nodePort", "0", "must be a node port, and no port has one: "+allocate)
+		t.refuse("spec.ports[0].nodePort", "0", "must be a node port, and no port has one, while no edge that could serve the Service can do without: "+allocate)
 	}
 	t.unusedProxies(svc, proxied)
 }

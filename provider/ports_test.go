@@ -74,7 +74,7 @@ func TestPortsRefused(t *testing.T) {
 	}{
 		{"too many", manyPorts(MaxPorts+1, true), "spec.ports: \"4097 ports\": must not be more than 4096: divide them among several Services"},
 		{"none", manyPorts(0, true), "spec.ports: \"\": must have at least one port"},
-		{"no node port", manyPorts(2000, false), "spec.ports[0].nodePort: \"0\": must be a node port, and no port has one: edges reach pods through node ports only: set spec.allocateLoadBalancerNodePorts to true"},
+		{"no node port", manyPorts(2000, false), "spec.ports[0].nodePort: \"0\": must be a node port, and no port has one, while no edge that could serve the Service can do without: set spec.allocateLoadBalancerNodePorts to true"},
 		{"port", func(svc *v1.Service) { svc.Spec.Ports[0].Port = 70000 }, "spec.ports[0].port: \"70000\": must be from 1 to 65535"},
 		{"node port", func(svc *v1.Service) { svc.Spec.Ports[0].NodePort = math.MaxInt32 }, "spec.ports[0].nodePort: \"2147483647\": must be from 1 to 65535"},
 		{"twice", func(svc *v1.Service) { svc.Spec.Ports = append(svc.Spec.Ports, svc.Spec.Ports[0]) }, "spec.ports[1]: \"80/tcp\": must differ from spec.ports[0] in port or protocol"},
@@ -85,7 +85,7 @@ func TestPortsRefused(t *testing.T) {
 		{"mapped range", func(svc *v1.Service) { svc.Spec.LoadBalancerSourceRanges = []string{"::ffff:0.0.0.0/90"} }, "spec.loadBalancerSourceRanges: \"::ffff:0.0.0.0/90\": must be a range"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := Translate(testService("web", 30080, test.change)).Refusals
+			got := Translate(testService("web", 30080, test.change), lb.ForwardNAT).Refusals
 			if len(got) != 1 || !strings.HasPrefix(got[0].String(), test.want) {
 				t.Errorf("refusals are %v, want one that begins with %q", got, test.want)
 			}
@@ -100,7 +100,7 @@ func TestSourceRanges(t *testing.T) {
 	tr := Translate(testService("web", 30080, both, func(svc *v1.Service) {
 		svc.Spec.LoadBalancerSourceRanges = []string{"0.0.0.0/0", "::ffff:10.1.0.0/112"}
 		svc.Annotations = map[string]string{v1.AnnotationLoadBalancerSourceRangesKey: "192.0.2.0/24"}
-	}))
+	}), lb.ForwardNAT)
 	same(t, "ranges", tr.LoadBalancer.SourceRanges, "[0.0.0.0/0 10.1.0.0/16]")
 	same(t, "remarks", tr.Remarks, "[spec.loadBalancerSourceRanges has no ipv6 range, so that nobody may connect over ipv6; ::/0 would admit everybody]")
 	same(t, "complaints", tr.Complaints, `[service.beta.kubernetes.io/load-balancer-source-ranges: "192.0.2.0/24": must not be given beside spec.loadBalancerSourceRanges; the field counts and the annotation is not looked at]`)

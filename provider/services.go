@@ -42,6 +42,8 @@ type Translation struct {
 	Check lb.CheckID
 	// LoadBalancer lacks addresses, claim time, pool and members.
 	LoadBalancer lb.LoadBalancer
+	// Direct says that edges are to route packets to nodes as they are.
+	Direct bool
 	// Unserved are ports that cannot be served, while others are.
 	Unserved []UnservedPort
 	// Complaints are what cannot be honoured, while the Service is served.
@@ -52,9 +54,9 @@ type Translation struct {
 	Refusals []Complaint
 }
 
-// Translate reads a Service.
-func Translate(svc *v1.Service) Translation {
-	var t Translation
+// Translate reads a Service that edges are to serve in this way.
+func Translate(svc *v1.Service, way lb.Forwarding) Translation {
+	t := Translation{Direct: way == lb.ForwardDirect}
 	t.Wishes, t.Complaints = ReadAnnotations(svc.Annotations)
 	t.loadBalancerIP(svc)
 	w := t.Wishes
@@ -80,6 +82,9 @@ func Translate(svc *v1.Service) Translation {
 	t.Check = check.ID()
 	t.listeners(svc)
 	t.withoutUse(svc)
+	if t.Direct {
+		t.direct(svc)
+	}
 	t.sourceRanges(svc)
 	if t.Local && ownCheck(w) {
 		t.Remarks = append(t.Remarks, fmt.Sprintf("health check %s takes the place of healthCheckNodePort: with externalTrafficPolicy Local a node whose last endpoint goes is known by failed probes only", t.Check))

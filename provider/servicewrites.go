@@ -65,6 +65,11 @@ func (r *round) writeServices() {
 			delete(r.changes, uid)
 		}
 	}
+	for uid := range r.untold {
+		if !uids[uid] {
+			delete(r.untold, uid)
+		}
+	}
 	for _, svc := range r.others {
 		p := &servicePatch{svc: svc, now: r.Now}
 		r.letGo(svc, p)
@@ -184,8 +189,10 @@ func (r *round) faceOf(s *subject) (face, []v1.LoadBalancerIngress) {
 	published := r.published(s, addrs, standings)
 	f.served = len(s.served)
 	f.published = formatAddresses(published)
-	ingress := s.ingressOf(published, r.brokenPorts(s, standings))
-	if slices.ContainsFunc(ingress, func(in v1.LoadBalancerIngress) bool { return len(in.Ports) > 0 }) {
+	ingress := r.ingressOf(s, published, r.brokenPorts(s, standings))
+	if slices.ContainsFunc(ingress, func(in v1.LoadBalancerIngress) bool {
+		return len(in.Ports) > 0 || *in.IPMode != v1.LoadBalancerIPModeProxy
+	}) {
 		f.ports = textOf(ingress)
 	}
 	return f, ingress
@@ -420,7 +427,7 @@ func (r *round) statesFor(s *subject) []EdgeState {
 }
 
 // published returns the addresses that the status is to tell: those that an
-// edge serves, and those that it tells already, since an edge that is lost for
+// edge serves, or is to serve once the status tells them, and those that it tells already, since an edge that is lost for
 // a moment must not change what the cluster's DNS says.
 func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) []netip.Addr {
 	var out []netip.Addr
@@ -429,7 +436,8 @@ func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) 
 			p := poolOf(r.pools, a)
 			return st.applied && p != nil && r.serving[p.Name][st.edge] && !slices.Contains(st.without, a)
 		}
-		if slices.Contains(s.told, a) || slices.Contains(s.served, a) && slices.ContainsFunc(standings, serves) {
+		before := s.translation.Direct && r.steers(a) // nodes must know of them first
+		if slices.Contains(s.told, a) || slices.Contains(s.served, a) && (before || slices.ContainsFunc(standings, serves)) {
 			out = append(out, a)
 		}
 	}

@@ -64,6 +64,7 @@ func (d *decider) remember() *decider {
 		n.edges[name] = &c
 	}
 	// Services that changed or wait are few, unless everything is new.
+	n.untold = maps.Clone(d.untold)
 	n.waiting, n.changes = maps.Clone(d.waiting), maps.Clone(d.changes)
 	return n
 }

@@ -41,6 +41,8 @@ type subject struct {
 	// requested address of another family cannot be had.
 	families     []lb.Family
 	untranslated string
+	// ways are the only pools that can serve it, if not all can that admit it.
+	ways []string
 	// grant is what the Service is to have.
 	grant grant
 	// served are the addresses that edges are told of.
@@ -51,6 +53,12 @@ type subject struct {
 	// former are those that still have its addresses and are not of the pool any
 	// more.
 	drained, former []string
+	// untold says that the Service is to be served directly, and that its status does
+	// not say so yet, or has only just begun to.
+	untold bool
+	// early says that its status does not say so, and is not about to: no edge can do
+	// it, as far as is known.
+	early bool
 	// homeless says that no node of the Service has an address of its families.
 	homeless bool
 	// kept says that some edge goes on with what the Service asked for before.
@@ -93,9 +101,11 @@ type grant struct {
 }
 
 // keepsLast says that edges are to go on with what the Service asked for before, as
-// they hold it: it has its addresses, what it asks for now cannot be served, and we
-// do not know what it asked for before.
-func (s *subject) keepsLast() bool { return s.good == nil && len(s.served) > 0 }
+// they hold it: it has its addresses, what it asks for now cannot be served, or not
+// yet, and we do not know what it asked for before.
+func (s *subject) keepsLast() bool {
+	return len(s.served) > 0 && (s.good == nil || s.untold && s.built == nil)
+}
 
 // assigned says whether the Service has its addresses.
 func (s *subject) assigned() condition {

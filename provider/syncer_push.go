@@ -155,7 +155,7 @@ func (c *session) repaired() {
 // same says whether o asks for the very same, told by identity where comparing
 // would be dear: a configuration is never changed, so equal maps are the same.
 func (w Wanted) same(o Wanted) bool {
-	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && reflect.DeepEqual(w.Keep, o.Keep) &&
+	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && reflect.DeepEqual(w.Keep, o.Keep) && slices.Equal(w.Untold, o.Untold) &&
 		w.Config.Revision == o.Config.Revision &&
 		sameMap(w.Config.Nodes, o.Config.Nodes) &&
 		sameMap(w.Config.Pools, o.Config.Pools) &&

@@ -48,6 +48,8 @@ type Listener struct {
 	Port     uint16 `json:"port"`
 	// NodePort is where nodes take the connections, zero if it is not allocated.
 	NodePort uint16 `json:"nodePort"`
+	// Direct says that packets reach nodes as they are, without a node port.
+	Direct bool `json:"direct,omitempty"`
 	// Proxy is the version of the PROXY protocol that nodes are told the client's
 	// address with, empty if none is.
 	Proxy string `json:"proxyProtocol,omitempty"`

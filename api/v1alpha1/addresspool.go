@@ -69,6 +69,19 @@ type AddressPoolSpec struct {
 	// +optional
 	Sharing Sharing `json:"sharing,omitempty"`
 
+	// Forwarding says how packets to addresses of this pool get to nodes. With NAT
+	// edges make connections of their own to node ports. With Direct they route
+	// packets to nodes as they are, so that pods see the addresses of clients as
+	// kube-proxy passes them on, Services need no node ports, and answers need not
+	// come back through the edge. Direct needs edges whose engine can do it, with
+	// the nodes on a link of theirs, and cannot announce clients with the PROXY
+	// protocol nor limit connections.
+	//
+	// +kubebuilder:validation:Enum=NAT;Direct
+	// +kubebuilder:default=NAT
+	// +optional
+	Forwarding Forwarding `json:"forwarding,omitempty"`
+
 	// NamespaceSelector, if given, admits only Services of namespaces with these
 	// labels.
 	//
@@ -94,6 +107,15 @@ type Sharing string
 const (
 	ShareByKey  Sharing = "ByKey"
 	ShareAlways Sharing = "Always"
+)
+
+// Forwarding says how packets get to nodes.
+type Forwarding string
+
+// How packets get to nodes.
+const (
+	ForwardNAT    Forwarding = "NAT"
+	ForwardDirect Forwarding = "Direct"
 )
 
 // PoolFinalizer keeps an AddressPool as long as addresses of it are in use or in

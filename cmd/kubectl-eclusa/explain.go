@@ -189,6 +189,9 @@ func (p *printer) standing(e report.EdgeView) string {
 
 // target says where a listener sends connections.
 func target(l report.Listener) string {
+	if l.Direct {
+		return "the same port of the same address, on nodes"
+	}
 	text := "node port " + strconv.Itoa(int(l.NodePort))
 	if l.NodePort == 0 {
 		text = "a node port that the API server allocates"
@@ -204,6 +207,9 @@ func (p *printer) member(m report.Member, l report.Listener) string {
 	where := "no address"
 	if len(m.Addresses) > 0 {
 		where = net.JoinHostPort(m.Addresses[0], strconv.Itoa(int(l.NodePort)))
+		if l.Direct {
+			where = m.Addresses[0]
+		}
 	}
 	text := m.Node + " " + where
 	if m.Weight > 0 {

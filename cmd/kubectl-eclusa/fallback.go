@@ -209,9 +209,7 @@ func (c *cluster) explainFromObjects(ctx context.Context, now time.Time, namespa
 	for _, in := range svc.Status.LoadBalancer.Ingress {
 		e.Addresses = append(e.Addresses, report.Address{Address: in.IP + in.Hostname, Published: true})
 	}
-	for _, l := range provider.Translate(svc).LoadBalancer.Listeners {
-		e.Listeners = append(e.Listeners, report.Listener{Name: l.Name, Protocol: string(l.Protocol), Port: l.Port, NodePort: l.TargetPort, Proxy: string(l.ProxyProtocol)})
-	}
+	e.Listeners = provider.ListenersOf(provider.Translate(svc, provider.ForwardingOf(svc)).LoadBalancer)
 	return e, nil
 }
 

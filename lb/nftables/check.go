@@ -112,6 +112,10 @@ func everyFeature() lb.Table {
 				}
 			}
 		}
+		t.Routes[lb.Frontend{Addr: vip, Port: 9, Protocol: lb.TCP}] = lb.Route{
+			Owner: lb.Owner{Cluster: "check", UID: "direct"}, Group: group, TargetPort: 9, Direct: true,
+			SourceRanges: []netip.Prefix{netip.MustParsePrefix(f.ranges)}, IdleTimeout: time.Hour, AffinityFor: time.Hour,
+		}
 	}
 	return t
 }

@@ -38,14 +38,14 @@ func (e *Engine) Counters() []lb.RouteCounters {
 	e.counting.Lock()
 	defer e.counting.Unlock()
 	e.mu.Lock()
-	s, running := e.state, e.rules != nil && !e.handed
+	s, running, members := e.state, e.rules != nil && !e.handed, e.direct.byNumber()
 	retired := maps.Clone(e.retired)
 	e.mu.Unlock()
 	if !running {
 		return nil
 	}
 	c := &e.census
-	t, err := c.take()
+	t, err := c.take(s, members)
 	if err != nil {
 		e.log.Error("counters cannot be read", zap.Error(err))
 		return nil
@@ -53,6 +53,12 @@ func (e *Engine) Counters() []lb.RouteCounters {
 	all := make([]lb.RouteCounters, 0, len(s.routes)+len(retired))
 	for _, r := range s.routes {
 		all = append(all, t.of(r, s.pools[r.spec.Group]))
+	}
+	for f, r := range s.leaving {
+		delete(retired, retiredKey{f, r.spec.Owner})
+		if counted := t.of(r, s.pools[r.spec.Group]); counted.Active > 0 && s.routes[f] == nil {
+			all = append(all, counted)
+		}
 	}
 	for _, r := range retired {
 		if counted := t.of(r, s.pools[r.spec.Group]); counted.Active > 0 {
@@ -71,7 +77,7 @@ type tally struct {
 	in, out     map[place]uint64
 }
 
-func (c *census) take() (*tally, error) {
+func (c *census) take(s *state, members map[mark]netip.Addr) (*tally, error) {
 	for _, s := range []**socket{&c.rules, &c.tracking} {
 		if *s != nil {
 			continue
@@ -91,6 +97,9 @@ func (c *census) take() (*tally, error) {
 		}); err != nil {
 			return nil, err
 		}
+		if err := openDirect(c.rules, s, members, open); err != nil {
+			return nil, err
+		}
 		c.open, c.at, c.cost = open, time.Now(), time.Since(start)
 	}
 	t := &tally{
@@ -100,7 +109,10 @@ func (c *census) take() (*tally, error) {
 	for p, n := range c.open {
 		t.open[p.route] += n
 	}
-	return t, c.read(t)
+	if err := c.read(t); err != nil {
+		return nil, err
+	}
+	return t, c.countDirect(t, s, members)
 }
 
 func (c *census) read(t *tally) error {

@@ -63,6 +63,29 @@
 // counted in whole seconds. A limit of connections that is changed begins to count
 // anew.
 //
+// # Packets that are routed as they are
+//
+// Routes with Direct set have their packets routed to members, addresses and all,
+// and members may answer clients past this machine. Connection tracking would take
+// such flows for broken, so it does not see them: chain direct, in front of it, knows
+// in map flows which member each has (closing: those that the client has ended),
+// marks the packet with that member's number (map gateways), and a routing rule for
+// the mark leads to a routing table with nothing but the way to the member. A flow
+// that is in no map, because it is new or there are too many, goes where its hash
+// says (slots); a segment in the middle of a connection is left to connection
+// tracking first, which knows connections of before the route was of this kind. ICMP
+// messages about what members have sent follow the flow that they quote.
+//
+// A member that is dead leaves set members, so that each flow of it ends with the
+// next packet; then its flows are replaced by tombstones, which are answered with
+// resets, and their clients are provoked.
+//
+// The rules lie before the one for the machine's own addresses, which the engine
+// moves behind them, since load balancers' addresses are among those. Rules, tables
+// and routes of the engine have the protocol 236; [Cleanup] takes them away. Answers
+// that come back through this machine have a source that is its own: links to members
+// get accept_local=1 and rp_filter=2.
+//
 // # What it cannot do
 //
 // PROXY protocol, least connections, connect timeouts, members of the other family,

@@ -77,6 +77,7 @@ type Engine struct {
 	verifyCost time.Duration
 
 	numbers numbers
+	direct  direct
 	former  map[lb.GroupID]map[netip.Addr]departed // of another process, until the first Set
 	retired map[retiredKey]*route
 	byID    map[mark]*route    // those of state and the retired ones
@@ -129,7 +130,7 @@ func (e *Engine) Name() string { return Name }
 func (e *Engine) Capabilities() []lb.Capability {
 	c := []lb.Capability{
 		lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin, lb.CapSourceHash,
-		lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
+		lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections, lb.CapDirect,
 	}
 	slices.Sort(c)
 	return c
@@ -165,7 +166,11 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	if begins {
 		e.numbers.recall(t.Routes)
 	}
-	p := e.plan(t, own, time.Now())
+	now, routes := time.Now(), t.Routes
+	if t, err = e.withDirect(t, now); err != nil {
+		return nil, fmt.Errorf("set a table: %w", err)
+	}
+	p := e.plan(t, own, now)
 	if begins { // there may be connections of a process before
 		p.datagramsNow(selector{})
 		p.soon = append(p.soon, selector{})
@@ -173,15 +178,21 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	if err := e.bringHome(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
+	if err := e.steer(); err != nil {
+		return nil, fmt.Errorf("set a table: %w", err)
+	}
 	if err := e.carryOut(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
 	e.own, e.refused, e.former = own, p.refused, nil
 	e.adopt(p, begins)
-	if len(p.refused) == 0 {
+	e.unsteer()
+	refused := maps.Clone(p.refused)
+	e.direct.complain(refused, routes)
+	if len(refused) == 0 {
 		return nil, nil
 	}
-	return maps.Clone(p.refused), nil
+	return refused, nil
 }
 
 func (e *Engine) ownAddresses() (map[netip.Addr]bool, error) {

@@ -71,6 +71,8 @@ const (
 	ofRoute mark = 0xec000000
 	ofPool  mark = 0xed000000
 	ofOwner mark = 0xee000000
+	// ofGateway is on packets, and in maps, of members that they are routed to.
+	ofGateway mark = 0xef000000
 
 	kindMask mark = 0xff000000
 	maxID    mark = 0x00ffffff

@@ -50,6 +50,9 @@ func (e *Engine) start() (err error) {
 	if err := e.numbers.learn(e.rules); err != nil {
 		return err
 	}
+	if err := e.direct.learn(e.rules); err != nil {
+		return err
+	}
 	if err := e.tracking.flows(func(f *flow) { e.numbers.note(f.mark) }); err != nil {
 		return err
 	}
@@ -74,6 +77,7 @@ func (e *Engine) closeSockets() {
 		e.raw.close()
 		e.raw = nil
 	}
+	e.direct.steering.close()
 }
 
 // keepWatch sees to what has to happen without a Set: connections that have
@@ -105,6 +109,7 @@ func (e *Engine) attend(cleaned *time.Time) time.Duration {
 	}
 	now := time.Now()
 	e.provokeAgain(now)
+	e.provokeDirect(now)
 	if err := e.restore(); err != nil {
 		e.log.Error("the kernel's table cannot be restored; it is tried again", zap.Error(err))
 	}
@@ -170,7 +175,7 @@ func (e *Engine) next(now time.Time) time.Duration {
 	if len(e.sweeps) > 0 {
 		wait = min(wait, e.sweeps[0].Sub(now))
 	}
-	if len(e.cuts) > 0 {
+	if len(e.cuts)+len(e.direct.cuts) > 0 {
 		wait = min(wait, sweepGrain)
 	}
 	return max(wait, time.Millisecond)
@@ -194,6 +199,13 @@ func (e *Engine) clean() {
 	for _, v := range versions {
 		for _, set := range []string{"connections", "in", "out", "clients"} {
 			errs = append(errs, note(set+v.suffix, e.countsFor))
+		}
+	}
+	if e.state.shape.steers() {
+		for _, v := range versions {
+			for _, set := range []string{"begun", "steered"} {
+				errs = append(errs, note(set+v.suffix, func(k []byte) bool { return e.state.routeOf(k) != nil }))
+			}
 		}
 	}
 	owners := make(map[mark]bool)

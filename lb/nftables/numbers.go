@@ -75,6 +75,7 @@ func (n *numbers) note(m mark) {
 func (n *numbers) recall(routes map[lb.Frontend]lb.Route) {
 	n.pools, n.owners, n.taken = make(map[lb.GroupID]mark), make(map[lb.Owner]mark), make(map[mark]bool)
 	for f, spec := range routes {
+		spec = ours(spec)
 		m, ok := n.routes[retiredKey{f, spec.Owner}]
 		if !ok {
 			continue

@@ -31,6 +31,12 @@ type state struct {
 	// all routes.
 	datagrams map[lb.GroupID]bool
 	drains    map[time.Duration]bool
+	// What follows is of routes whose packets are routed as they are: those that are
+	// gone and of which flows are left, their pools, those of which the dead go on to
+	// serve, and the members with their numbers.
+	leaving          map[lb.Frontend]*route
+	directs, sparing map[lb.GroupID]bool
+	gateways         map[netip.Addr]mark
 }
 
 func newState() *state {
@@ -38,6 +44,7 @@ func newState() *state {
 		routes: make(map[lb.Frontend]*route), pools: make(map[lb.GroupID]*pool),
 		owners: make(map[lb.Owner]mark), vips: make(map[netip.Addr]bool), shape: newShape(),
 		datagrams: make(map[lb.GroupID]bool), drains: make(map[time.Duration]bool),
+		directs: make(map[lb.GroupID]bool), sparing: make(map[lb.GroupID]bool),
 	}
 }
 
@@ -89,17 +96,20 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 	if p.was.chains != nil && sameMap(t.Routes, p.was.table.Routes) && maps.Equal(own, e.own) && p.keepRoutes() {
 		// Only members have changed, which is the usual case.
 		p.changePools()
+		p.setGateways()
 		return p
 	}
 	p.setRoutes(t.Routes)
+	p.leave()
 	p.changePools()
+	p.setGateways()
 	for f := range next.routes {
 		if !own[f.Addr] {
 			next.vips[f.Addr] = true
 		}
 	}
 	p.changeVIPs()
-	next.shape = e.shapeOf(next.routes)
+	next.shape = e.shapeOf(next)
 	next.chains = next.shape.chains()
 	return p
 }
@@ -107,14 +117,20 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 // keepRoutes takes over all routes as they are, and changes only the pools. It
 // returns false if that is not enough.
 func (p *plan) keepRoutes() bool {
+	p.next.leaving, p.next.directs, p.next.sparing = p.was.leaving, p.was.directs, p.was.sparing
+	for _, r := range p.was.leaving {
+		if !p.now.Before(r.deadline) {
+			return false
+		}
+	}
 	for id, was := range p.was.pools {
 		if p.setPool(id, was.version).size != was.size {
 			return false
 		}
 	}
-	p.next.routes, p.next.owners = p.was.routes, p.was.owners
 	p.next.vips, p.next.shape, p.next.chains = p.was.vips, p.was.shape, p.was.chains
 	p.next.datagrams, p.next.drains = p.was.datagrams, p.was.drains
+	p.next.routes, p.next.owners = p.was.routes, p.was.owners
 	maps.Copy(p.refused, p.e.refused)
 	return true
 }
@@ -138,6 +154,9 @@ func (p *plan) setPool(id lb.GroupID, v *version) *pool {
 		number = p.e.numbers.poolID(id)
 	}
 	now := succeed(was, number, v, backends, p.now)
+	if p.next.directs[id] {
+		now.numbers = p.e.direct.of(now)
+	}
 	for a, d := range p.e.former[id] {
 		if _, there := now.members[a]; !there && was == nil {
 			now.gone[a] = d
@@ -266,8 +285,10 @@ func vipElement(a netip.Addr) element {
 // setRoutes brings the routes in line with the table.
 func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 	crowded := crowdedOut(routes)
+	p.next.directs, p.next.sparing = make(map[lb.GroupID]bool), make(map[lb.GroupID]bool)
 	var fresh []lb.Frontend
 	for f, spec := range routes {
+		spec = ours(spec)
 		err := unsupported(f, spec)
 		if why := p.e.closedTo[versionOf(f.Addr)]; err == nil && why != nil {
 			err = fmt.Errorf("serve %s: %w", f, why)
@@ -283,6 +304,10 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 		if f.Protocol == lb.UDP {
 			p.next.datagrams[spec.Group] = true
 		}
+		if spec.Direct {
+			p.next.directs[spec.Group] = true
+			p.next.sparing[spec.Group] = p.next.sparing[spec.Group] || !spec.ResetDead
+		}
 		if was := p.was.routes[f]; was == nil || was.spec.Owner != spec.Owner {
 			fresh = append(fresh, f)
 			continue
@@ -292,7 +317,7 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 	// In order, so that equal tables get equal numbers.
 	slices.SortFunc(fresh, compareFrontends)
 	for _, f := range fresh {
-		p.setRoute(f, routes[f])
+		p.setRoute(f, ours(routes[f]))
 	}
 	for f, was := range p.was.routes {
 		if now := p.next.routes[f]; now == nil || now.id != was.id {
@@ -409,13 +434,20 @@ func (c crowd) refuse(f lb.Frontend, r lb.Route) error {
 }
 
 // shapeOf returns what chains the routes need.
-func (e *Engine) shapeOf(routes map[lb.Frontend]*route) *shape {
+func (e *Engine) shapeOf(next *state) *shape {
 	s := newShape()
 	s.untouched = e.opts.KeepSources
 	for v, addrs := range e.sources {
 		s.sources[v] = len(addrs)
 	}
-	for _, r := range routes {
+	for _, r := range next.leaving {
+		s.holders[r.holder()] = true
+	}
+	for _, r := range next.routes {
+		if r.spec.Direct {
+			s.holders[r.holder()], s.choosers[r.chooser()] = true, true
+			continue
+		}
 		s.pickers[r.picker()] = true
 		s.timeouts[r.timeouts()] = true
 		if r.owner != 0 {

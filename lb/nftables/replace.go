@@ -102,6 +102,9 @@ func (e *Engine) sets(s *state) []*set {
 	for _, l := range slices.Sorted(maps.Keys(s.shape.mostLimits())) {
 		all = append(all, limitSet(l))
 	}
+	if s.shape.steers() {
+		all = append(all, directSets()...)
+	}
 	return all
 }
 
@@ -159,6 +162,16 @@ func (e *Engine) eachElement(s *state, f func(element)) {
 	}
 	for a := range s.vips {
 		f(vipElement(a))
+	}
+	for _, r := range s.leaving {
+		for _, el := range r.elements {
+			f(el)
+		}
+	}
+	for a, m := range s.gateways {
+		for _, el := range gatewayElements(a, m) {
+			f(el)
+		}
 	}
 	for _, el := range e.sourceElements() {
 		f(el)

@@ -49,7 +49,7 @@ func equalSpecs(a, b lb.Route) bool {
 	return a.Owner == b.Owner && a.Name == b.Name && a.Group == b.Group && a.TargetPort == b.TargetPort &&
 		a.Algorithm == b.Algorithm && a.ProxyProtocol == b.ProxyProtocol && a.AffinityFor == b.AffinityFor &&
 		a.ConnectTimeout == b.ConnectTimeout && a.IdleTimeout == b.IdleTimeout && a.DrainTimeout == b.DrainTimeout &&
-		a.MaxConnections == b.MaxConnections && a.ResetDead == b.ResetDead
+		a.MaxConnections == b.MaxConnections && a.ResetDead == b.ResetDead && a.Direct == b.Direct
 }
 
 // unsupported says why a route cannot be served, whatever the machine is like.
@@ -65,6 +65,8 @@ func unsupported(f lb.Frontend, r lb.Route) error {
 		return fmt.Errorf("serve %s: connect timeout %s: %w by the engine %q, where clients connect to members themselves", f, r.ConnectTimeout, lb.ErrUnsupported, Name)
 	case r.Group.Family != "" && r.Group.Family != lb.FamilyOf(f.Addr):
 		return fmt.Errorf("serve %s: members of the family %s: %w by the engine %q", f, r.Group.Family, lb.ErrUnsupported, Name)
+	case r.Direct && (r.TargetPort != f.Port || r.MaxConnections != 0):
+		return fmt.Errorf("serve %s at port %d of members, at most %d connections: forwarding direct changes no port and sees no end of a connection: %w", f, r.TargetPort, r.MaxConnections, lb.ErrUnsupported)
 	case !f.Addr.IsValid() || f.Addr.Zone() != "" || f.Addr.Is4In6() || f.Port == 0 || r.TargetPort == 0:
 		return fmt.Errorf("serve %s at port %d of members: address and ports must be set, without a zone: %w", f, r.TargetPort, lb.ErrInvalid)
 	case f.Addr.IsUnspecified() || f.Addr.IsMulticast() || f.Addr.IsLoopback():
@@ -105,6 +107,10 @@ func (r *route) affinity() affinity { return affinity{r.version(), seconds(r.spe
 
 // make works out the route's elements.
 func (r *route) make() {
+	if r.spec.Direct {
+		r.makeDirect()
+		return
+	}
 	v := r.version()
 	key, id := string(tupleKey(r.Frontend)), string(r.id.host())
 	port := binary.BigEndian.AppendUint16(nil, r.spec.TargetPort)
@@ -221,6 +227,9 @@ type pool struct {
 	buckets  []netip.Addr // who has which; the zero Addr where nobody is
 	// gone are members of before, with when they went and who they were.
 	gone map[netip.Addr]departed
+	// numbers are those of members that packets are routed to as they are, nil if
+	// these are not.
+	numbers map[netip.Addr]mark
 }
 
 type departed struct {
@@ -260,6 +269,9 @@ func succeed(was *pool, id mark, v *version, backends []lb.Backend, now time.Tim
 // bucket returns the element of one bucket.
 func (p *pool) bucket(i int) element {
 	key := binary.NativeEndian.AppendUint32(p.id.host(), uint32(i))
+	if p.numbers != nil {
+		return element{"slots", string(key), value{data: string(p.numbers[p.buckets[i]].host())}}
+	}
 	return element{"buckets" + p.version.suffix, string(key), value{data: string(p.buckets[i].AsSlice())}}
 }
 

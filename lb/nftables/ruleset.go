@@ -51,12 +51,16 @@ type shape struct {
 	timeouts   map[timeouts]bool
 	sources    map[*version]int // how many source addresses; none: masquerade
 	untouched  bool             // connections keep the source that they have
+	// holders and choosers are for routes whose packets are routed as they are.
+	holders  map[holder]bool
+	choosers map[chooser]bool
 }
 
 func newShape() *shape {
 	return &shape{
 		pickers: make(map[picker]bool), limits: make(map[limit]bool), affinities: make(map[affinity]bool),
 		timeouts: make(map[timeouts]bool), sources: make(map[*version]int),
+		holders: make(map[holder]bool), choosers: make(map[chooser]bool),
 	}
 }
 
@@ -85,6 +89,7 @@ func (s *shape) chains() []*chain {
 	}
 	all = append(all, unserved(), invalid())
 	all = append(all, count()...)
+	all = append(all, s.directChains()...)
 	return append(all, hooked()...)
 }
 

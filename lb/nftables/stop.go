@@ -62,7 +62,11 @@ func (e *Engine) Withdraw(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return remove(e.rules, e.tracking, e.raw, e.log)
+	if err := remove(e.rules, e.tracking, e.raw, e.log); err != nil {
+		return err
+	}
+	_, err = unsteerAll()
+	return err
 }
 
 // refuseAll leaves no route a member. It returns false if the engine serves
@@ -111,10 +115,23 @@ func Cleanup(log *zap.Logger) (found bool, err error) {
 	}
 	defer raw.close()
 	p, err := rules.present()
-	if err != nil || !p.table {
+	if err != nil {
 		return false, err
 	}
-	return true, remove(rules, tracking, raw, log)
+	if p.table {
+		if err := remove(rules, tracking, raw, log); err != nil {
+			return true, err
+		}
+	}
+	steered, err := unsteerAll()
+	return p.table || steered, err
+}
+
+// unsteerAll takes away the engine's routing rules and tables.
+func unsteerAll() (found bool, err error) {
+	var s steering
+	defer s.close()
+	return s.prune(nil)
 }
 
 // remove cuts all connections and deletes the table.

@@ -147,6 +147,7 @@ func (e *Engine) sweepDue() {
 	if len(which) == 0 {
 		return
 	}
+	e.sweepDirect(now)
 	over, used, err := socket.overdue(which, before, now)
 	cost := time.Since(now)
 	for part := range slices.Chunk(over, maxFlowsAtOnce) {
@@ -286,6 +287,7 @@ func (e *Engine) purgeClients(members []netip.Addr) {
 	for _, a := range members {
 		gone[a] = true
 	}
+	e.purgeHomes(gone)
 	for _, v := range versions {
 		if !e.state.affine(v) {
 			continue

@@ -33,6 +33,11 @@ func (p *plan) growChains(w *batch) bool {
 			w.addSet(limitSet(l), firstLimitID+uint32(l))
 		}
 	}
+	if next.steers() && !was.steers() {
+		for i, s := range directSets() {
+			w.addSet(s, firstDirectID+uint32(i))
+		}
+	}
 	for _, t := range sorted(next.timeouts, timeouts.name) {
 		if !was.timeouts[t] {
 			w.addTimeouts(t)
@@ -70,6 +75,11 @@ func (p *plan) shrinkChains(w *batch) {
 	for l := range was.mostLimits() {
 		if !next.mostLimits()[l] {
 			w.deleteSet(limitSet(l).name)
+		}
+	}
+	if was.steers() && !next.steers() {
+		for _, s := range directSets() {
+			w.deleteSet(s.name)
 		}
 	}
 	for _, t := range sorted(was.timeouts, timeouts.name) {

@@ -22,6 +22,7 @@ func equalLoadBalancer(a, b lb.LoadBalancer) bool {
 		a.ClaimTime.Equal(b.ClaimTime) &&
 		slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.Listeners, b.Listeners) &&
+		a.Forwarding == b.Forwarding &&
 		a.Pool == b.Pool &&
 		equalMembers(a.Members, b.Members) &&
 		slices.Equal(a.MemberFamilies, b.MemberFamilies) &&

@@ -1,0 +1,377 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+const (
+	// maxGateways is to how many members of a family packets are routed as they are,
+	// since each has a routing table.
+	maxGateways = 256
+	// linksLast is how long it is believed on which link an address is.
+	linksLast = 2 * time.Second
+)
+
+// direct is what the engine keeps in mind about routes whose packets are routed to
+// members as they are.
+type direct struct {
+	steering steering
+	routes   map[lb.Frontend]lb.Route // the table's that groups was made of
+	groups   map[lb.GroupID]bool      // those that such routes use
+	links    map[netip.Addr]link
+	looked   time.Time
+	numbers  map[netip.Addr]mark // of members
+	// leaving are members that no group has any more, with when the last flows to
+	// them end.
+	leaving map[netip.Addr]time.Time
+	without map[lb.GroupID]*lb.MembersError
+	nobody  map[lb.GroupID]bool // none of its members can be used
+	cuts    []directCut
+	active  bool // the kernel may have rules
+}
+
+// directGroup names the part of a group to which packets can be routed.
+func directGroup(id lb.GroupID) lb.GroupID {
+	id.Name += " direct"
+	return id
+}
+
+// ours returns a route as this engine sees it.
+func ours(r lb.Route) lb.Route {
+	if r.Direct {
+		r.Group = directGroup(r.Group)
+	}
+	return r
+}
+
+// withDirect returns the table with the groups of members to which packets can be
+// routed, and finds out whom that leaves out.
+func (e *Engine) withDirect(t lb.Table, now time.Time) (lb.Table, error) {
+	d := &e.direct
+	if d.routes == nil || !sameMap(d.routes, t.Routes) {
+		d.routes, d.groups = t.Routes, make(map[lb.GroupID]bool)
+		for _, r := range t.Routes {
+			if r.Direct {
+				d.groups[r.Group] = true
+			}
+		}
+	}
+	d.without, d.nobody = make(map[lb.GroupID]*lb.MembersError), make(map[lb.GroupID]bool)
+	if len(d.groups) == 0 && len(d.numbers) == 0 {
+		return t, nil
+	}
+	if err := d.number(t, e.state, now); err != nil {
+		return t, err
+	}
+	groups := maps.Clone(t.Groups)
+	for id := range d.groups {
+		all := t.Groups[id].Backends
+		within := make([]lb.Backend, 0, len(all))
+		without := make(map[lb.NodeName]string)
+		for _, b := range all {
+			if why := d.refuses(b.Addr); why != "" {
+				without[b.Node] = why
+			} else {
+				within = append(within, b)
+			}
+		}
+		if len(without) > 0 {
+			d.without[id], d.nobody[id] = &lb.MembersError{Without: without}, len(within) == 0
+		}
+		groups[directGroup(id)] = lb.Group{Backends: within}
+	}
+	return lb.Table{Routes: t.Routes, Groups: groups}, nil
+}
+
+// number gives all members of such groups that are on a link their numbers.
+func (d *direct) number(t lb.Table, s *state, now time.Time) error {
+	wanted := make(map[netip.Addr]bool)
+	for id := range d.groups {
+		for _, b := range t.Groups[id].Backends {
+			wanted[b.Addr] = true
+		}
+	}
+	if err := d.look(wanted, now); err != nil {
+		return err
+	}
+	longest := lb.DefaultDrainTimeout
+	for drain := range s.drains {
+		longest = max(longest, drain)
+	}
+	for a := range d.numbers {
+		switch until, leaves := d.leaving[a]; {
+		case wanted[a]:
+			delete(d.leaving, a)
+		case !leaves:
+			d.leaving[a] = now.Add(longest)
+		case now.After(until):
+			delete(d.numbers, a)
+			delete(d.leaving, a)
+		}
+	}
+	taken := make(map[mark]bool)
+	for _, m := range d.numbers {
+		taken[m] = true
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(wanted), netip.Addr.Compare) {
+		if d.numbers[a] != 0 || d.links[a].why != "" {
+			continue
+		}
+		for n := range mark(maxGateways) {
+			if m := gatewayMark(versionOf(a), n); !taken[m] {
+				d.numbers[a], taken[m] = m, true
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// gatewayMark is on packets to a member, which the two families number apart.
+func gatewayMark(v *version, n mark) mark {
+	if v == v6 {
+		n |= maxGateways
+	}
+	return ofGateway | n
+}
+
+// look finds out on which links addresses are, unless that was done a moment ago.
+func (d *direct) look(addrs map[netip.Addr]bool, now time.Time) error {
+	fresh := now.Sub(d.looked) < linksLast
+	for a := range addrs {
+		_, known := d.links[a]
+		fresh = fresh && known
+	}
+	if fresh || len(addrs) == 0 {
+		return nil
+	}
+	links, err := d.steering.links(addrs)
+	if err != nil {
+		return err
+	}
+	d.links, d.looked = links, now
+	return nil
+}
+
+// refuses says why no packets can be routed to a member.
+func (d *direct) refuses(a netip.Addr) string {
+	if why := d.links[a].why; why != "" {
+		return why
+	}
+	if d.numbers[a] == 0 {
+		return fmt.Sprintf("forwarding direct has at most %d nodes of a family", maxGateways)
+	}
+	return ""
+}
+
+// complain adds what is wrong with frontends of such routes: nobody can serve them,
+// or not all that should.
+func (d *direct) complain(refused map[lb.Frontend]error, routes map[lb.Frontend]lb.Route) {
+	if len(d.without) == 0 {
+		return
+	}
+	for f, r := range routes {
+		without := d.without[r.Group]
+		if !r.Direct || without == nil || refused[f] != nil {
+			continue
+		}
+		refused[f] = without
+		if d.nobody[r.Group] {
+			refused[f] = fmt.Errorf("serve %s: none of its nodes can be used with forwarding direct: %s: %w", f, without.Why(), lb.ErrUnsupported)
+		}
+	}
+}
+
+// of returns the numbers of the members of a pool.
+func (d *direct) of(p *pool) map[netip.Addr]mark {
+	numbers := make(map[netip.Addr]mark, len(p.members))
+	for a := range p.members {
+		numbers[a] = d.numbers[a]
+	}
+	return numbers
+}
+
+// gateways are the members that the engine routes packets to.
+func (d *direct) gateways() []gateway {
+	all := make([]gateway, 0, len(d.numbers))
+	for a, m := range d.numbers {
+		if l := d.links[a]; l.why == "" && l.index != 0 {
+			all = append(all, gateway{addr: a, mark: m, link: l})
+		}
+	}
+	slices.SortFunc(all, func(a, b gateway) int { return int(a.mark) - int(b.mark) })
+	return all
+}
+
+// makeDirect works out the elements of a route whose packets are routed as they are.
+func (r *route) makeDirect() {
+	v, id := r.version(), string(r.id.host())
+	key := string(tupleKey(r.Frontend))
+	goTo := func(set, key, chain string) element {
+		return element{set, key, value{verdict: unix.NFT_GOTO, chain: chain}}
+	}
+	all := append(r.heldElements(),
+		goTo("choosers"+v.suffix, key, r.chooser().chain()),
+		// Connections of this machine itself, whose address members would answer.
+		goTo("pickers", id, "memberless"+v.suffix),
+	)
+	if len(r.spec.SourceRanges) > 0 {
+		all = append(all, element{set: "restricted", key: id})
+		r.allowed = disjoint(r.spec.SourceRanges, v.family)
+		for _, p := range r.allowed {
+			all = append(all, rangeElement(r.id, p))
+		}
+	}
+	r.elements = all
+}
+
+// heldElements are what flows need that have a member.
+func (r *route) heldElements() []element {
+	v, id := r.version(), string(r.id.host())
+	key := string(tupleKey(r.Frontend))
+	return []element{
+		{"routes" + v.suffix, key, value{data: id, comment: ownerComment(r.spec.Owner, r.spec.Name)}},
+		{"pools", id, value{data: string(r.pool.host())}},
+		{"holders" + v.suffix, key, value{verdict: unix.NFT_GOTO, chain: r.holder().chain()}},
+		{set: "fronts" + v.suffix, key: key},
+	}
+}
+
+func (r *route) holder() holder {
+	return holder{r.version(), protocolNumber(r.Protocol), seconds(r.spec.IdleTimeout)}
+}
+
+func (r *route) chooser() chooser {
+	c := chooser{version: r.version(), protocol: protocolNumber(r.Protocol), seconds: seconds(r.spec.IdleTimeout), size: r.size}
+	if r.Protocol == lb.TCP {
+		c.seconds = min(c.seconds, halfOpen)
+	}
+	c.bySource = r.spec.AffinityFor > 0 || r.spec.Algorithm == lb.SourceHash
+	if r.spec.AffinityFor > 0 {
+		c.affinity = seconds(r.spec.AffinityFor)
+	}
+	return c
+}
+
+// leave has the flows of removed routes go on until their time is over, and of those
+// that are served in another way now.
+func (p *plan) leave() {
+	next := make(map[lb.Frontend]*route)
+	stays := func(f lb.Frontend) bool { r := p.next.routes[f]; return r != nil && r.spec.Direct }
+	for f, r := range p.was.leaving {
+		if !stays(f) && p.now.Before(r.deadline) {
+			next[f] = r
+		}
+	}
+	for f, r := range p.was.routes {
+		if !r.spec.Direct || stays(f) {
+			continue
+		}
+		old := *r
+		old.deadline = p.now.Add(r.spec.DrainTimeout)
+		next[f] = &old
+	}
+	for f, r := range next {
+		held := r.heldElements()
+		if p.next.routes[f] != nil {
+			held = held[2:] // the others are the new route's
+		}
+		if slices.Equal(held, r.elements) {
+			continue
+		}
+		changed := *r
+		changed.elements = held
+		next[f] = &changed
+	}
+	for f, r := range p.was.leaving {
+		if next[f] == nil {
+			p.changeElements(r.elements, nil)
+		}
+	}
+	for f, r := range next {
+		var before []element
+		if was := p.was.leaving[f]; was != nil {
+			before = was.elements
+		}
+		p.changeElements(before, r.elements)
+		p.next.directs[r.spec.Group] = true
+		p.setPool(r.spec.Group, r.version())
+	}
+	p.next.leaving = next
+}
+
+// setGateways says to whom packets may be sent: not to the dead, so that their flows
+// end with the next packet, unless a route lets these go on.
+func (p *plan) setGateways() {
+	numbers := p.e.direct.numbers
+	next := make(map[netip.Addr]mark)
+	if len(numbers) > 0 {
+		for id, q := range p.next.pools {
+			if !p.next.directs[id] {
+				continue
+			}
+			for a, b := range q.members {
+				if m := numbers[a]; m != 0 && (b.State != lb.Dead || p.next.sparing[id]) {
+					next[a] = m
+				}
+			}
+			for a := range q.gone {
+				if m := numbers[a]; m != 0 {
+					next[a] = m
+				}
+			}
+		}
+	}
+	p.next.gateways = next
+	for a, m := range p.was.gateways {
+		if next[a] != m {
+			for _, e := range gatewayElements(a, m) {
+				p.deleted[e.set] = append(p.deleted[e.set], e)
+			}
+		}
+	}
+	for a, m := range next {
+		if p.was.gateways[a] != m {
+			for _, e := range gatewayElements(a, m) {
+				p.added[e.set] = append(p.added[e.set], e)
+			}
+		}
+	}
+}
+
+func gatewayElements(a netip.Addr, m mark) []element {
+	return []element{
+		{"gateways" + versionOf(a).suffix, string(a.AsSlice()), value{data: string(m.host())}},
+		{set: "members", key: string(m.host())},
+	}
+}
+
+// ends are those of a flow, as the key of the rules has them.
+type ends struct {
+	client   netip.AddrPort
+	frontend lb.Frontend
+}
+
+func readEnds(v *version, k []byte) (ends, bool) {
+	n := int(v.length)
+	if len(k) < 2*n+12 {
+		return ends{}, false
+	}
+	client, ok := netip.AddrFromSlice(k[:n])
+	frontend, there := netip.AddrFromSlice(k[n+4 : 2*n+4])
+	return ends{
+		client: netip.AddrPortFrom(client, binary.BigEndian.Uint16(k[n:])),
+		frontend: lb.Frontend{
+			Addr: frontend, Protocol: protocolOf(k[2*n+4]), Port: binary.BigEndian.Uint16(k[2*n+8:]),
+		},
+	}, ok && there
+}
