@@ -142,7 +142,7 @@ func (c *cluster) installDaemonSet(t *testing.T, node *lab.Node, engine string) 
 	if err := node.Import(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}
-	out, err := c.edge.Command(t.Context(), program, "pki", "edge", "--dir", c.EdgePKI(), "--name", node.Name, "--host", node.Addr4.String()).CombinedOutput()
+	out, err := c.edge.Command(t.Context(), program, "pki", "edge", "--dir", c.EdgePKI(), "--name", node.Name, "--host", node.Addr4.String(), "--force").CombinedOutput()
 	if err != nil {
 		t.Fatalf("make a certificate: %v\n%s", err, out)
 	}

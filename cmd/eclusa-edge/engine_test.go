@@ -126,6 +126,34 @@ func TestCheckEngine(t *testing.T) {
 	}
 }
 
+// TestCheckEngineWithoutRights: the check names what is missing, fails if the engine
+// was asked for, and says what "auto" would choose.
+func TestCheckEngineWithoutRights(t *testing.T) {
+	w := newWorld(t)
+	w.pki()
+	self, err := os.Executable()
+	w.must(err)
+	for engine, want := range map[string][]string{
+		engineNftables: {"missing   nftables: ", "CAP_NET_ADMIN", "CAP_NET_RAW", `the engine "nftables" cannot work here`},
+		engineAuto:     {"missing   nftables: ", "CAP_NET_ADMIN", "engine auto: would choose proxy"},
+	} {
+		yaml := w.yaml
+		w.yaml += "engine: " + engine + "\n"
+		cmd := exec.CommandContext(t.Context(), "setpriv", "--bounding-set=-all", self, "--check-engine", "--config", w.config())
+		w.yaml = yaml
+		cmd.Env = append(os.Environ(), envProgram+"=1")
+		out, err := cmd.CombinedOutput()
+		if (err != nil) != (engine == engineNftables) {
+			t.Errorf("--check-engine with engine %s: got %v; want an error of nftables only", engine, err)
+		}
+		for _, s := range want {
+			if !strings.Contains(string(out), s) {
+				t.Errorf("--check-engine with engine %s: got\n%s\nwant %q in it", engine, out, s)
+			}
+		}
+	}
+}
+
 func TestChooseEngine(t *testing.T) {
 	if os.Getenv(envIsolated) == "" || os.Getuid() != 0 {
 		t.Skip("a network namespace is needed")

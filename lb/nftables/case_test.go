@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -184,6 +185,33 @@ func keptSources(b *bench) {
 	b.mustEcho(c, "the program was started again")
 	if got := b.counters(f); got.Active != 1 || len(got.Members) != 1 || got.Members[0].BytesOut == 0 {
 		b.Errorf("counters: got %+v; want one connection with bytes", got)
+	}
+}
+
+// forwardsNothing: a machine that does not forward a family, and may not be made to,
+// serves nothing of it and says why. Without IPv4 it does not serve at all.
+func forwardsNothing(b *bench) {
+	for _, s := range settings {
+		if s.without != b.version() {
+			continue
+		}
+		was := s.read()
+		b.Cleanup(func() { _ = os.WriteFile(s.path(), []byte(was.have), 0o644) })
+		if err := os.WriteFile(s.path(), []byte("0"), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		b.begin(Options{KeepSysctls: true})
+		f := b.add(lb.TCP, b.member())
+		refused, err := b.engine.Set(b.Context(), b.table)
+		if b.family == lb.IPv6 {
+			if err != nil {
+				b.Errorf("Set without forwarding of IPv6: got %v; want only its frontends refused", err)
+			}
+			err = refused[f]
+		}
+		if !errors.Is(err, lb.ErrUnsupported) || !strings.Contains(err.Error(), s.dotted()) {
+			b.Errorf("without forwarding: got %v; want ErrUnsupported that names %s", err, s.dotted())
+		}
 	}
 }
 

@@ -44,10 +44,12 @@ func countingCost(b *bench) {
 		b.Fatal(err)
 	}
 	b.engine = New(Options{})
-	rule := func() string { return run(b, "nft", "list", "chain", "inet", TableName, "counting") }
-	counted := rule()
-	from, to := strings.Index(counted, "ct mark"), strings.LastIndex(counted, "goto count")
-	counting := counted[from : to+len("goto count")]
+	var counting []string
+	for _, line := range strings.Split(run(b, "nft", "list", "chain", "inet", TableName, "counting"), "\n") {
+		if strings.HasSuffix(line, "accept") {
+			counting = append(counting, "add rule inet "+TableName+" counting "+strings.TrimSpace(line))
+		}
+	}
 	accounting := func(on string) {
 		if err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_acct", []byte(on), 0o644); err != nil {
 			b.Fatal(err)
@@ -55,7 +57,7 @@ func countingCost(b *bench) {
 	}
 	variants := map[string]func(){
 		"plain":  func() { run(b, "nft", "flush", "chain", "inet", TableName, "counting") },
-		"counts": func() { run(b, "nft", "add rule inet "+TableName+" counting "+counting) },
+		"counts": func() { run(b, "nft", strings.Join(counting, "; ")) },
 		"acct": func() {
 			run(b, "nft", "flush", "chain", "inet", TableName, "counting")
 			accounting("1")

@@ -48,6 +48,7 @@ func TestKernel(t *testing.T) {
 			{"ForeignTables", foreignTables},
 			{"SourceAddresses", sourceAddresses},
 			{"KeptSources", keptSources},
+			{"ForwardsNothing", forwardsNothing},
 			{"OfTheEdgeItself", ofTheEdgeItself},
 			{"Unserved", unservedRefuses},
 			{"AffinityEnds", affinityEnds},

@@ -88,7 +88,6 @@ func (s *shape) chains() []*chain {
 		all = append(all, admit(v), s.depart(v), stray(v))
 	}
 	all = append(all, unserved(), invalid())
-	all = append(all, count()...)
 	all = append(all, s.directChains()...)
 	return append(all, hooked()...)
 }
@@ -120,9 +119,15 @@ func hooked() []*chain {
 	for _, v := range versions {
 		postrouting.add(v.only().direction(0).marked(ofRoute, routeOrPool).goTo("depart" + v.suffix))
 	}
-	// These two see every packet, so the first rule is the only one for most.
+	// These two see every packet, so the first rule is the only one for those of
+	// others, and as few as can be for ours.
 	counting := &chain{name: "counting", hook: &hook{ofFilter, hookPostrouting, afterSrcNAT}}
-	counting.add(newRule().marked(ofRoute, kindMask).goTo("count"))
+	counting.add(newRule().ct(unix.NFT_CT_MARK, first).masked(first, kindMask.host()).compare(unix.NFT_CMP_NEQ, first, ofRoute.host()).accept())
+	for _, v := range versions {
+		for direction, name := range []string{"in", "out"} {
+			counting.add(v.only().direction(uint8(direction)).ct(unix.NFT_CT_MARK, first).ctOf(replyDirection, v.ctSource, first+1).update(name+v.suffix, first).accept())
+		}
+	}
 	strays := &chain{name: "strays", hook: &hook{ofFilter, hookPrerouting, priorityMangle}}
 	strays.add(newRule().invalid().goTo("invalid"))
 	own := &chain{name: "own", hook: &hook{ofFilter, hookOutput, priorityRaw}}
@@ -297,21 +302,6 @@ func (a affinity) make() *chain {
 	r := v.client(v.only(), first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, second)
 	c.add(r.remember("clients"+v.suffix, first, second, uint64(a.seconds)*1000))
 	return c
-}
-
-// count counts the bytes of a connection by route and member.
-func count() []*chain {
-	dispatch := &chain{name: "count"}
-	all := []*chain{dispatch}
-	for _, v := range versions {
-		dispatch.add(v.only().goTo("count" + v.suffix))
-		c := &chain{name: "count" + v.suffix}
-		for direction, name := range []string{"in", "out"} {
-			c.add(newRule().direction(uint8(direction)).ct(unix.NFT_CT_MARK, first).ctOf(replyDirection, v.ctSource, first+1).update(name+v.suffix, first))
-		}
-		all = append(all, c)
-	}
-	return all
 }
 
 // invalid picks the packets that should belong to a connection of ours and do not.
