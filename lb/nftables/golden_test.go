@@ -47,7 +47,7 @@ func TestGolden(t *testing.T) {
 				}
 				got := []byte(run(t, "nft", "list", "table", "inet", TableName))
 				compareGolden(t, filepath.Join("testdata", name+".nft"), got)
-				load := exec.Command("nft", "-c", "-f", "-") //nolint:noctx // it ends at once
+				load := exec.Command("nft", "-c", "-f", "-")
 				load.Stdin = bytes.NewReader(append([]byte("delete table inet "+TableName+"\n"), got...))
 				if out, err := load.CombinedOutput(); err != nil {
 					t.Errorf("nft does not load what it lists: %v\n%s", err, out)
