@@ -77,7 +77,7 @@ func (r *raw) send(v *version, from, to netip.AddrPort) {
 	} else {
 		sa = &unix.SockaddrInet6{Addr: to.Addr().As16()}
 	}
-	_ = unix.Sendto(fd, synPacket(from, to, rand.Uint32()), 0, sa)
+	_ = unix.Sendto(fd, synPacket(from, to, rand.Uint32()), 0, sa) //nolint:gosec // nobody gains from guessing it
 }
 
 const (

@@ -96,7 +96,7 @@ func testEngine(t *testing.T, n lbtest.Network, p lb.Protocol) {
 
 func logRuleset(t *testing.T) {
 	for _, c := range [][]string{{"nft", "list", "ruleset"}, {"conntrack", "-L"}} {
-		out, err := exec.Command(c[0], c[1:]...).CombinedOutput() //nolint:noctx // it ends at once
+		out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
 		t.Logf("%s: %v\n%s", strings.Join(c, " "), err, out)
 	}
 }

@@ -50,7 +50,7 @@ func TestGolden(t *testing.T) {
 				if c.unloadable {
 					return
 				}
-				load := exec.Command("nft", "-c", "-f", "-") //nolint:noctx // it ends at once
+				load := exec.Command("nft", "-c", "-f", "-")
 				load.Stdin = bytes.NewReader(append([]byte("delete table inet "+TableName+"\n"), got...))
 				if out, err := load.CombinedOutput(); err != nil {
 					t.Errorf("nft does not load what it lists: %v\n%s", err, out)

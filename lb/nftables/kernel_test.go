@@ -79,7 +79,7 @@ func newBench(t *testing.T, n lbtest.Network, f lb.Family) *bench {
 	b := &bench{T: t, net: n, family: f, table: lb.Table{Routes: map[lb.Frontend]lb.Route{}, Groups: map[lb.GroupID]lb.Group{}}}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, err := exec.Command("nft", "list", "ruleset").CombinedOutput() //nolint:noctx // it ends at once
+			out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
 			b.Logf("nft list ruleset: %v\n%s", err, out)
 		}
 		_ = b.engine.Shutdown(context.Background())
@@ -293,7 +293,7 @@ func (b *bench) eventually(what string, ok func() bool) {
 // run runs a command and returns what it writes.
 func run(t testing.TB, command ...string) string {
 	t.Helper()
-	out, err := exec.Command(command[0], command[1:]...).CombinedOutput() //nolint:noctx // it ends at once
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
 	}

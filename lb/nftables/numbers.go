@@ -67,6 +67,7 @@ func (n *numbers) note(m mark) {
 		n.pool = max(n.pool, id)
 	case ofOwner:
 		n.owner = max(n.owner, id)
+	case kindMask, maxID: // are no kinds
 	}
 }
 
