@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -62,6 +63,7 @@ type decider struct {
 	saidOfNodes  map[lb.NodeName]string
 	faces        map[lb.UID]described
 	granted      granted
+	beginning    beginning
 }
 
 // newDecider returns a decider without memories.
@@ -121,6 +123,8 @@ type round struct {
 	members  map[lb.PoolName]lb.Pool
 	votes    map[voteKey]vote
 	has      map[string]map[netip.Addr]bool // addresses by edge, of those that were asked for
+	shelf    shelf
+	reserved map[netip.Addr]ipam.Reserved
 	writes   map[Target]Write
 	unsaved  map[lb.UID]bool
 	names    []string // of the edges, in order

@@ -180,7 +180,7 @@ func (r *round) faceOf(s *subject) (face, []v1.LoadBalancerIngress) {
 	published := r.published(s, addrs, standings)
 	f.served = len(s.served)
 	f.published = formatAddresses(published)
-	ingress := s.ingressOf(published, r.brokenPorts(s, standings))
+	ingress := r.ingressOf(s, published, r.brokenPorts(s, standings))
 	if slices.ContainsFunc(ingress, func(in v1.LoadBalancerIngress) bool { return len(in.Ports) > 0 }) {
 		f.ports = textOf(ingress)
 	}
