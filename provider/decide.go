@@ -160,6 +160,8 @@ func (d *decider) decide(w World) Decision {
 	r.quarantine.load(w.Pools)
 	r.noteNodes()
 	r.sortServices()
+	r.learn()
+	r.findKeptPorts()
 	r.vouch()
 	r.findStrangers()
 	r.free()

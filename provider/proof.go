@@ -45,10 +45,11 @@ func (r *round) learn() {
 			put(&b.wanted, name, r.live[name].Status.DesiredRevision)
 		}
 		st := r.Fleet[name]
-		if _, told := b.found[name]; !told && st.Known {
+		switch _, told := b.found[name]; {
+		case told:
+		case st.Known:
 			put(&b.found, name, st.Holds)
-			told = true
-		} else if !told && b.unheard == "" {
+		case b.unheard == "":
 			b.unheard = name
 		}
 	}

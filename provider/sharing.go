@@ -40,10 +40,8 @@ func (h shelf) shared(a netip.Addr) bool { return len(h.holders[a]) > 1 }
 // check, source ranges and PROXY protocol of its own, and an address is on edges and
 // not on a node, so that externalTrafficPolicy Local binds it to none.
 func (r *round) findHeldPorts() {
-	r.learn()
 	r.shelf = shelf{holders: make(map[netip.Addr][]*subject, len(r.subjects)), owners: map[netip.Addr]map[ipam.PortKey]*subject{}}
 	for _, s := range r.subjects {
-		s.keptPorts = r.findKeptPorts(s)
 		for _, a := range s.held {
 			r.shelf.holders[a] = append(r.shelf.holders[a], s)
 		}
@@ -69,10 +67,10 @@ func (r *round) findOwners(a netip.Addr, all []*subject) {
 		if !share && !slices.Contains(s.told, a) {
 			continue // those that share no longer stay only if that outlives a restart
 		}
-		proofs := r.proofs(s, a)
-		if len(proofs) > 0 || slices.Contains(s.told, a) || r.heldOnEdge(s.uid, a) {
+		if slices.Contains(s.told, a) || r.heldOnEdge(s.uid, a) {
 			s.establish(a)
 		}
+		proofs := r.proofs(s, a)
 		for _, p := range s.claimedPorts() {
 			if proof := proofs[p]; proof.better(best[p].proof) {
 				best[p] = claimant{s, proof}
@@ -140,12 +138,19 @@ func (s *subject) claimedPorts() []ipam.PortKey {
 	return s.keptPorts
 }
 
-// findKeptPorts returns the ports of a Service that is refused and of which it is not
-// known what it asked for before: what edges hold, and else what we know of that.
-func (r *round) findKeptPorts(s *subject) []ipam.PortKey {
-	if len(s.translation.Refusals) == 0 || s.good != nil {
-		return nil
+// findKeptPorts finds out which ports Services go on with that are refused and of
+// which it is not known what they asked for before.
+func (r *round) findKeptPorts() {
+	for _, s := range r.subjects {
+		if len(s.translation.Refusals) > 0 && s.good == nil {
+			s.keptPorts = r.keptPortsOf(s)
+		}
 	}
+}
+
+// keptPortsOf returns the ports that edges hold for a Service, that this process gave
+// it, and that its status lists.
+func (r *round) keptPortsOf(s *subject) []ipam.PortKey {
 	var ports []ipam.PortKey
 	add := func(more ...ipam.PortKey) {
 		for _, p := range more {
