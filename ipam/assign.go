@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,17 +21,19 @@ import (
 //   - Requests are honoured or refused; an address that another claim holds
 //     stays where it is, whichever claim is older.
 //   - Where an address is shared, a port belongs to whoever is known to use it
-//     already, then to the older claim. Whoever comes to want a port that another has
-//     keeps the address, goes without the port, and is told so by the Clashes.
+//     already, then to the older claim, unless it is reserved. Whoever comes to want a
+//     port that another has keeps the address, goes without the port on all of its
+//     addresses, and is told so by the Clashes.
 //   - Without a request a claim gets the smallest free address of its family in
 //     the first pool, by name, that is open to it.
 //
 // Assign changes none of its arguments. Its result does not depend on the order
 // of pools, of claims or of the EligiblePools of a claim.
-func Assign(pools []Pool, claims []Claim, quarantined map[netip.Addr]Quarantine) map[string]Result {
+func Assign(pools []Pool, claims []Claim, quarantined map[netip.Addr]Quarantine, reserved map[netip.Addr]Reserved) map[string]Result {
 	a := &assignment{
 		supplies:    newSupplies(pools),
 		quarantined: quarantined,
+		reserved:    reserved,
 		taken:       make(map[netip.Addr]*tenancy, len(claims)),
 		leaving:     map[netip.Addr]*Claim{},
 		byKey:       map[string][]netip.Addr{},
@@ -63,6 +66,7 @@ func Assign(pools []Pool, claims []Claim, quarantined map[netip.Addr]Quarantine)
 type assignment struct {
 	supplies    []*supply // by name
 	quarantined map[netip.Addr]Quarantine
+	reserved    map[netip.Addr]Reserved
 	taken       map[netip.Addr]*tenancy
 	leaving     map[netip.Addr]*Claim   // held until now by claims that moved
 	byKey       map[string][]netip.Addr // the addresses of each sharing key
@@ -84,25 +88,27 @@ func (a *assignment) keep(c *Claim) map[lb.Family]netip.Addr {
 		return nil
 	}
 	kept := make(map[lb.Family]netip.Addr, len(c.Held))
+	var left []netip.Addr
 	for _, addr := range c.Held {
-		if !usable(addr) || kept[lb.FamilyOf(addr)] == addr {
-			continue
-		}
-		if !a.stays(c, addr) {
-			continue
-		}
-		a.take(c, addr)
 		f := lb.FamilyOf(addr)
-		_, known := kept[f]
+		if !usable(addr) || kept[f] == addr || !a.stays(c, addr) {
+			continue
+		}
+		a.join(c, addr)
+		before, known := kept[f]
 		if known && addr != c.requested(f) || !slices.Contains(c.Families, f) {
-			a.leave(c, addr)
+			left = append(left, addr)
 			continue
 		}
 		if known {
-			a.leave(c, kept[f])
+			left = append(left, before)
 		}
 		kept[f] = addr
 	}
+	for _, addr := range left {
+		a.leave(c, addr)
+	}
+	a.take(c, slices.Collect(maps.Values(kept)), left)
 	return kept
 }
 
@@ -138,8 +144,8 @@ func (a *assignment) decide(c *Claim, kept map[lb.Family]netip.Addr) Result {
 		if held := kept[f]; held.IsValid() && held != addr {
 			a.leave(c, held)
 		}
-		a.take(c, addr)
 	}
+	a.take(c, slices.Collect(maps.Values(chosen)), nil)
 	return a.result(c, chosen, nil, missing)
 }
 
@@ -160,6 +166,9 @@ func (a *assignment) result(c *Claim, addrs map[lb.Family]netip.Addr, refusal, m
 		r.Addresses = append(r.Addresses, addr)
 	}
 	r.Clashes = a.clashes(c, r.Addresses)
+	r.Ports = slices.DeleteFunc(slices.Clone(c.Ports), func(p PortKey) bool {
+		return slices.ContainsFunc(r.Clashes, func(x Clash) bool { return x.Port == p })
+	})
 	return r
 }
 
@@ -254,8 +263,8 @@ func (a *assignment) examine(c *Claim, want netip.Addr) *Refusal {
 		return &Refusal{InUse, fmt.Sprintf("requested address %s is being given up by %q, and is free when every edge has let go of it", want, other.Name)}
 	}
 	if t := a.taken[want]; t != nil {
-		if other, port := t.blocks(c); other != nil {
-			return inUse(c, want, other, port)
+		if o, port := t.blocks(c); o.exists() {
+			return inUse(c, want, o, port)
 		}
 	}
 	if q, ok := a.quarantined[want]; ok && q.Owner != c.Owner {
@@ -264,14 +273,16 @@ func (a *assignment) examine(c *Claim, want netip.Addr) *Refusal {
 	return nil
 }
 
-func inUse(c *Claim, want netip.Addr, other *Claim, port PortKey) *Refusal {
+func inUse(c *Claim, want netip.Addr, o obstacle, port PortKey) *Refusal {
 	switch {
+	case o.claim == nil:
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is shared, and %s port %d of it is not free: %s", want, port.Protocol, port.Port, o.why)}
 	case port != PortKey{}:
-		return &Refusal{InUse, fmt.Sprintf("requested address %s is shared with %q, which uses %s port %d as well: use another port or another address", want, other.Name, port.Protocol, port.Port)}
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is shared with %q, which uses %s port %d as well: use another port or another address", want, o.claim.Name, port.Protocol, port.Port)}
 	case c.SharingKey != "":
-		return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q, which does not have the sharing key %s: ask for another address, or give both the same key", want, other.Name, quote(c.SharingKey))}
+		return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q, which does not have the sharing key %s: ask for another address, or give both the same key", want, o.claim.Name, quote(c.SharingKey))}
 	}
-	return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q: ask for another address, or let both share it", want, other.Name)}
+	return &Refusal{InUse, fmt.Sprintf("requested address %s is in use by %q: ask for another address, or let both share it", want, o.claim.Name)}
 }
 
 // find looks for any address of a family in the pools that are open to a claim.
@@ -303,7 +314,11 @@ func (a *assignment) find(c *Claim, f lb.Family) (netip.Addr, *Refusal) {
 	var details []string
 	for _, s := range open {
 		if x, ok := a.crowded(c, f, s); ok {
-			details = append(details, fmt.Sprintf("pool %q has no %s address with room: %s port %d of %s is %q's", s.name, f, x.Port.Protocol, x.Port.Port, x.Address, x.Holder))
+			why := fmt.Sprintf(" is %q's", x.Holder)
+			if x.Why != "" {
+				why = " is not free: " + x.Why
+			}
+			details = append(details, fmt.Sprintf("pool %q has no %s address with room: %s port %d of %s%s", s.name, f, x.Port.Protocol, x.Port.Port, x.Address, why))
 			continue
 		}
 		details = append(details, a.exhaustion(supplyFamily{s, f}))

@@ -224,6 +224,68 @@ var assignTests = []assignTest{
 	}},
 }
 
+// TestReserved reserves ports of addresses that everybody shares, as when an edge has
+// not let go of them.
+func TestReserved(t *testing.T) {
+	const one, six = "198.51.100.9", "2001:db8:9::1"
+	tcp := func(port uint16) ipam.PortKey { return ipam.PortKey{Protocol: lb.TCP, Port: port} }
+	kept := func(owner string, port uint16) map[netip.Addr]ipam.Reserved {
+		return map[netip.Addr]ipam.Reserved{netip.MustParseAddr(one): {Ports: map[ipam.PortKey]ipam.Reservation{tcp(port): {Owner: owner, Why: "x has it"}}}}
+	}
+	unheard := map[netip.Addr]ipam.Reserved{netip.MustParseAddr(one): {All: "wait for e1"}, netip.MustParseAddr(six): {All: "wait for e1"}}
+	for _, test := range []struct {
+		name     string
+		claims   []ipam.Claim
+		reserved map[netip.Addr]ipam.Reserved
+		want     map[string]string
+	}{
+		{"a single port", []ipam.Claim{
+			claim("a", asks(80, 443), holds(one), uses(80)), claim("b", asks(443), wants(one)), claim("c", asks(443)), claim("d", asks(81)),
+		}, kept("x", 443), map[string]string{
+			"a": one + " from common; without tcp 443, x has it",
+			"b": "refused AddressInUse: requested address 198.51.100.9 is shared, and tcp port 443 of it is not free: x has it",
+			"c": `refused PoolExhausted: pool "common" has no ipv4 address with room: tcp port 443 of 198.51.100.9 is not free: x has it; add addresses to the pool, or delete what is not needed`,
+			"d": one + " from common",
+		}},
+		{"whose it was has it back, and who uses it keeps it", []ipam.Claim{
+			claim("a", asks(80, 443), holds(one), uses(80)), claim("b", asks(81), holds(one), uses(81)),
+		}, kept("a", 443), map[string]string{"a": one + " from common", "b": one + " from common"}},
+		{"who uses it keeps it", []ipam.Claim{claim("b", asks(443), holds(one), uses(443))}, kept("x", 443), map[string]string{"b": one + " from common"}},
+		{"an address that nobody was told of and that has no port for who holds it", []ipam.Claim{
+			claim("a", shares("k", 80), holds("192.0.2.1"), uses(80)), claim("b", shares("k", 443), holds("192.0.2.1")),
+		}, map[netip.Addr]ipam.Reserved{netip.MustParseAddr("192.0.2.1"): {Ports: map[ipam.PortKey]ipam.Reservation{tcp(443): {Why: "x has it"}}}}, map[string]string{
+			"a": "192.0.2.1 from main", "b": "192.0.2.2 from main",
+		}},
+		{"nothing that is new", []ipam.Claim{
+			claim("a", asks(80, 443), holds(one), uses(80)), claim("b", asks(81), holds(one)), claim("c", asks(82)),
+			claim("d", asks(80, 443), families(lb.IPv6), holds(six)),
+		}, unheard, map[string]string{
+			"a": one + " from common; without tcp 443, wait for e1",
+			"b": one + " from common; without tcp 81, wait for e1",
+			"c": `refused PoolExhausted: pool "common" has no ipv4 address with room: tcp port 82 of 198.51.100.9 is not free: wait for e1; add addresses to the pool, or delete what is not needed`,
+			"d": six + " from common",
+		}},
+		{"who lacks a port on one address keeps it from nobody on the other", []ipam.Claim{
+			claim("a", asks(443), holds(one), uses(443)),
+			claim("b", asks(80, 443), families(lb.IPv4, lb.IPv6), holds(one, six), uses(80)),
+			claim("c", asks(443), families(lb.IPv6), wants(six), late),
+		}, nil, map[string]string{
+			"a": one + " from common", "b": one + " " + six + " from common; without tcp 443, which default/a has", "c": six + " from common",
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := map[string]string{}
+			for owner, r := range ipam.Assign(testPools(), test.claims, nil, test.reserved) {
+				got[owner] = text(r)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("results differ (-want +got):\n%s", diff)
+			}
+			checkProperties(t, testPools(), test.claims, nil, test.reserved)
+		})
+	}
+}
+
 // asks changes a claim to one on the ports of the pool that everybody shares.
 func asks(ports ...uint16) part {
 	return func(c *ipam.Claim) {
@@ -347,7 +409,11 @@ func text(r ipam.Result) string {
 		all = append(all, strings.Join(parts, " "))
 	}
 	for _, x := range r.Clashes {
-		all = append(all, fmt.Sprintf("without %s %d, which %s has", x.Port.Protocol, x.Port.Port, x.Holder))
+		why := "which " + x.Holder + " has"
+		if x.Why != "" {
+			why = x.Why
+		}
+		all = append(all, fmt.Sprintf("without %s %d, %s", x.Port.Protocol, x.Port.Port, why))
 	}
 	if r.Refusal != nil {
 		all = append(all, fmt.Sprintf("refused %s: %s", r.Refusal.Reason, r.Refusal.Detail))
@@ -366,14 +432,14 @@ func TestAssign(t *testing.T) {
 				quarantined[netip.MustParseAddr(a)] = q
 			}
 			got := map[string]string{}
-			results := ipam.Assign(testPools(), test.claims, quarantined)
+			results := ipam.Assign(testPools(), test.claims, quarantined, nil)
 			for owner, r := range results {
 				got[owner] = text(r)
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("results differ (-want +got):\n%s", diff)
 			}
-			checkProperties(t, testPools(), test.claims, quarantined)
+			checkProperties(t, testPools(), test.claims, quarantined, nil)
 		})
 	}
 }

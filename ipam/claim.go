@@ -66,6 +66,24 @@ type Quarantine struct {
 	Owner string
 }
 
+// Reserved is what nobody gets of an address that somebody holds. It takes nothing
+// from those who are known to use it.
+type Reserved struct {
+	// All, unless empty, says why nobody gets any port that is new to him. A claim that
+	// holds the address alone is not meant.
+	All string
+	// Ports are single ones.
+	Ports map[PortKey]Reservation
+}
+
+// Reservation is why nobody gets a port that he does not use already.
+type Reservation struct {
+	// Owner is whose it was. This claim may have it back.
+	Owner string
+	// Why is a sentence for people, with the remedy.
+	Why string
+}
+
 // Result is what became of a claim.
 type Result struct {
 	// Addresses are the claim's, in the order of its Families. Besides a Refusal
@@ -80,17 +98,19 @@ type Result struct {
 	Missing *Refusal
 	// Orphaned are those of the Addresses that no pool has any more.
 	Orphaned []netip.Addr
-	// Clashes are the claim's ports that another has on a shared address. The claim
-	// goes without them.
+	// Ports are those of the claim's that it has, on each of the Addresses.
+	Ports []PortKey
+	// Clashes are those that it goes without.
 	Clashes []Clash
 }
 
-// Clash is a port of a shared address that somebody else has.
+// Clash is a port of a shared address that a claim goes without.
 type Clash struct {
 	Port PortKey
-	// Address is where, and Holder is the Name of the claim that has it.
-	Address netip.Addr
-	Holder  string
+	// Address is where, and Holder is the Name of the claim that has it. If nobody has
+	// it, Why says why it is given to nobody.
+	Address     netip.Addr
+	Holder, Why string
 }
 
 // byAge orders claims by their right to a contested address.

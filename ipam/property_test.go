@@ -17,13 +17,14 @@ import (
 var addrsEqual = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 
 // checkProperties shows what must be true of every assignment.
-func checkProperties(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantined map[netip.Addr]ipam.Quarantine) {
+func checkProperties(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantined map[netip.Addr]ipam.Quarantine, reserved map[netip.Addr]ipam.Reserved) {
 	t.Helper()
-	results := ipam.Assign(pools, claims, quarantined)
+	results := ipam.Assign(pools, claims, quarantined, reserved)
 	for _, c := range claims {
 		checkClaim(t, pools, c, results[c.Owner], quarantined)
 	}
 	checkTenants(t, pools, claims, results)
+	checkPorts(t, claims, reserved, results)
 
 	shuffled, shuffledPools := slices.Clone(claims), slices.Clone(pools)
 	slices.Reverse(shuffled)
@@ -32,15 +33,15 @@ func checkProperties(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quara
 		shuffled[i].EligiblePools = slices.Clone(shuffled[i].EligiblePools)
 		slices.Reverse(shuffled[i].EligiblePools)
 	}
-	if diff := cmp.Diff(results, ipam.Assign(shuffledPools, shuffled, quarantined), addrsEqual); diff != "" {
+	if diff := cmp.Diff(results, ipam.Assign(shuffledPools, shuffled, quarantined, reserved), addrsEqual); diff != "" {
 		t.Errorf("the order of the input matters (-one +other):\n%s", diff)
 	}
-	checkStable(t, pools, claims, quarantined, results)
+	checkStable(t, pools, claims, quarantined, reserved, results)
 }
 
 // checkStable takes the results as what is held, and what was left as freed, and
 // shows that assigning again moves nobody.
-func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantined map[netip.Addr]ipam.Quarantine, results map[string]ipam.Result) {
+func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantined map[netip.Addr]ipam.Quarantine, reserved map[netip.Addr]ipam.Reserved, results map[string]ipam.Result) {
 	t.Helper()
 	freed := map[netip.Addr]ipam.Quarantine{}
 	for a, q := range quarantined {
@@ -50,7 +51,7 @@ func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantin
 	for i, c := range next {
 		next[i].Held, next[i].HeldPorts = results[c.Owner].Addresses, map[netip.Addr][]ipam.PortKey{}
 		for _, a := range next[i].Held {
-			next[i].HeldPorts[a] = served(c, results[c.Owner])
+			next[i].HeldPorts[a] = results[c.Owner].Ports
 		}
 		for _, a := range c.Held {
 			if !slices.Contains(next[i].Held, a) {
@@ -58,7 +59,7 @@ func checkStable(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, quarantin
 			}
 		}
 	}
-	again := ipam.Assign(pools, next, freed)
+	again := ipam.Assign(pools, next, freed, reserved)
 	checkTenants(t, pools, next, again)
 	for _, c := range next {
 		before, after := results[c.Owner], again[c.Owner]
@@ -121,15 +122,45 @@ func subsequence[T comparable](part, whole []T) bool {
 	return len(part) == 0
 }
 
-// served returns the ports that a claim has.
-func served(c ipam.Claim, r ipam.Result) []ipam.PortKey {
-	ports := []ipam.PortKey{}
-	for _, p := range c.Ports {
-		if !slices.ContainsFunc(r.Clashes, func(x ipam.Clash) bool { return x.Port == p }) {
-			ports = append(ports, p)
+// checkPorts shows that a port stays with the only claim that is known to use it,
+// that nobody gets one that is reserved, and that a port is kept from others only by
+// who has it.
+func checkPorts(t *testing.T, claims []ipam.Claim, reserved map[netip.Addr]ipam.Reserved, results map[string]ipam.Result) {
+	t.Helper()
+	uses := func(c ipam.Claim, a netip.Addr, p ipam.PortKey) bool {
+		return slices.Contains(c.Held, a) && slices.Contains(c.HeldPorts[a], p) && slices.Contains(c.Ports, p)
+	}
+	for _, c := range claims {
+		r := results[c.Owner]
+		for _, a := range r.Addresses {
+			others := slices.ContainsFunc(claims, func(o ipam.Claim) bool { return o.Owner != c.Owner && slices.Contains(o.Held, a) })
+			for _, p := range r.Ports {
+				if i := slices.IndexFunc(claims, func(o ipam.Claim) bool { return uses(o, a, p) }); i >= 0 && claims[i].Owner != c.Owner &&
+					!uses(c, a, p) && slices.Contains(results[claims[i].Owner].Addresses, a) && slices.Contains(results[claims[i].Owner].Ports, p) {
+					t.Errorf("%s: has %v of %s, which %s uses", c.Owner, p, a, claims[i].Owner)
+				}
+				keep, kept := reserved[a].Ports[p]
+				all := reserved[a].All != "" && (others || !slices.Contains(c.Held, a))
+				shared := others || c.SharingKey != ""
+				if shared && !uses(c, a, p) && (all || kept && keep.Owner != c.Owner) {
+					t.Errorf("%s: has %v of %s, which is reserved", c.Owner, p, a)
+				}
+			}
+		}
+		for _, x := range r.Clashes {
+			i := slices.IndexFunc(claims, func(o ipam.Claim) bool { return o.Name == x.Holder })
+			switch {
+			case (x.Holder == "") == (x.Why == ""):
+				t.Errorf("%s: goes without %v of %s, and it says of %q and of %q why", c.Owner, x.Port, x.Address, x.Holder, x.Why)
+			case i >= 0 && !slices.Contains(results[claims[i].Owner].Ports, x.Port):
+				t.Errorf("%s: goes without %v of %s for %s, which does not have it either", c.Owner, x.Port, x.Address, x.Holder)
+			}
+			// Who lacks a port on another of his addresses gives it up on this one too.
+			if len(c.Held) == 1 && uses(c, x.Address, x.Port) && (i < 0 || !uses(claims[i], x.Address, x.Port)) {
+				t.Errorf("%s: loses %v of %s to %q", c.Owner, x.Port, x.Address, x.Holder)
+			}
 		}
 	}
-	return ports
 }
 
 // checkTenants shows that no address, or no port of a shared one, is given twice.
@@ -156,10 +187,7 @@ func checkTenants(t *testing.T, pools []ipam.Pool, claims []ipam.Claim, results 
 			_, taken := owners[a]
 			together[a] = before && (!taken || together[a])
 			owners[a], keys[a] = c.Owner, c.SharingKey
-			for _, p := range c.Ports {
-				if slices.ContainsFunc(results[c.Owner].Clashes, func(x ipam.Clash) bool { return x.Address == a && x.Port == p }) {
-					continue
-				}
+			for _, p := range results[c.Owner].Ports {
 				if owner, taken := ports[frontend{a, p}]; taken && owner != c.Owner {
 					t.Errorf("%s %v is given to %s and %s", a, p, owner, c.Owner)
 				}
@@ -204,14 +232,32 @@ func randomClaims(r *rand.Rand) []ipam.Claim {
 	return claims
 }
 
+// randomReserved reserves something of addresses that claims hold.
+func randomReserved(r *rand.Rand, claims []ipam.Claim) map[netip.Addr]ipam.Reserved {
+	reserved := map[netip.Addr]ipam.Reserved{}
+	for _, c := range claims {
+		for _, a := range c.Held {
+			switch r.IntN(6) {
+			case 0:
+				reserved[a] = ipam.Reserved{All: "an edge has not told yet"}
+			case 1:
+				p := ipam.PortKey{Protocol: lb.TCP, Port: uint16(80 + r.IntN(3))}
+				reserved[a] = ipam.Reserved{Ports: map[ipam.PortKey]ipam.Reservation{p: {Owner: pick(r, "", "u1", "gone"), Why: "an edge has not let go"}}}
+			}
+		}
+	}
+	return reserved
+}
+
 func TestAssignProperties(t *testing.T) {
-	for seed := range uint64(2000) {
+	for seed := range uint64(5000) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		quarantined := map[netip.Addr]ipam.Quarantine{}
 		for range r.IntN(3) {
 			quarantined[randomAddr(r)] = ipam.Quarantine{Since: start, Owner: pick(r, "", "u1", "u2")}
 		}
-		checkProperties(t, testPools(), randomClaims(r), quarantined)
+		claims := randomClaims(r)
+		checkProperties(t, testPools(), claims, quarantined, randomReserved(r, claims))
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)
 		}
@@ -247,7 +293,7 @@ func BenchmarkAssign(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				served := 0
-				for _, r := range ipam.Assign(bench.pools, bench.claims, nil) {
+				for _, r := range ipam.Assign(bench.pools, bench.claims, nil, nil) {
 					served += len(r.Addresses)
 				}
 				if served != bench.served {

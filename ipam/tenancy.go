@@ -9,13 +9,35 @@ import (
 
 // A tenancy is who has an address.
 type tenancy struct {
+	addr  netip.Addr
 	first *Claim
 	// apart holds the address as well, and may not share it with first any more. As
 	// long as there is one nobody can join them.
 	apart *Claim
+	// sole is the only claim that held the address before, nil if there are others.
+	sole *Claim
 	// shared says that its pool lets everybody share it.
-	shared bool
-	ports  map[PortKey]*Claim // nil if nobody can share it
+	shared   bool
+	reserved Reserved
+	ports    map[PortKey]*Claim // nil if nobody can share it
+}
+
+// An obstacle is why a claim does not get something: the claim that has it, or why
+// nobody gets it.
+type obstacle struct {
+	claim *Claim
+	why   string
+}
+
+func (o obstacle) exists() bool { return o.claim != nil || o.why != "" }
+
+// clash says which port the obstacle keeps from a claim.
+func (o obstacle) clash(p PortKey, addr netip.Addr) Clash {
+	c := Clash{Port: p, Address: addr, Why: o.why}
+	if o.claim != nil {
+		c.Holder = o.claim.Name
+	}
+	return c
 }
 
 // admits says whether a claim may be on the address at all, its ports aside.
@@ -23,21 +45,39 @@ func (t *tenancy) admits(c *Claim) bool {
 	return t.first == c || t.shared || c.SharingKey != "" && c.SharingKey == t.first.SharingKey
 }
 
-// blocks returns the claim because of which c cannot have the address too, and
-// the port that they both want, if it is only for that.
-func (t *tenancy) blocks(c *Claim) (*Claim, PortKey) {
+// blocks returns why c cannot have the address too, and the port that it cannot
+// have, if it is only for that.
+func (t *tenancy) blocks(c *Claim) (obstacle, PortKey) {
 	switch {
 	case !t.admits(c):
-		return t.first, PortKey{}
+		return obstacle{claim: t.first}, PortKey{}
 	case t.apart != nil && t.first != c:
-		return t.apart, PortKey{}
+		return obstacle{claim: t.apart}, PortKey{}
 	}
 	for _, p := range c.Ports {
-		if other := t.ports[p]; other != nil && other != c {
-			return other, p
+		if o := t.without(c, p); o.exists() {
+			return o, p
 		}
 	}
-	return nil, PortKey{}
+	return obstacle{}, PortKey{}
+}
+
+// without returns why c goes without a port: another has it, or it is reserved.
+func (t *tenancy) without(c *Claim, p PortKey) obstacle {
+	switch owner := t.ports[p]; {
+	case t.ports == nil, owner == c:
+		return obstacle{}
+	case owner != nil:
+		return obstacle{claim: owner}
+	case slices.Contains(c.HeldPorts[t.addr], p):
+		return obstacle{}
+	case t.reserved.All != "" && t.sole != c:
+		return obstacle{why: t.reserved.All}
+	}
+	if r, ok := t.reserved.Ports[p]; ok && r.Owner != c.Owner {
+		return obstacle{why: r.Why}
+	}
+	return obstacle{}
 }
 
 // remain says whether a claim that holds the address may stay beside the others
@@ -53,12 +93,15 @@ func (a *assignment) tenancyOf(c *Claim, addr netip.Addr) *tenancy {
 	if t != nil {
 		return t
 	}
-	t = &tenancy{first: c, shared: a.isShared(addr)}
+	t = &tenancy{addr: addr, first: c, shared: a.isShared(addr), reserved: a.reserved[addr]}
+	if a.holders[addr] == 1 && slices.Contains(c.Held, addr) {
+		t.sole = c
+	}
 	a.taken[addr] = t
 	if t.shared {
 		a.common = append(a.common, addr)
 	}
-	if c.SharingKey != "" || t.shared || a.holders[addr] > 1 {
+	if c.SharingKey != "" || t.shared || a.holders[addr] > 1 || len(t.reserved.Ports) > 0 {
 		t.ports = make(map[PortKey]*Claim, len(c.Ports))
 	}
 	if c.SharingKey != "" {
@@ -71,22 +114,32 @@ func (a *assignment) isShared(addr netip.Addr) bool {
 	return slices.ContainsFunc(a.supplies, func(s *supply) bool { return s.shared && s.contains(addr) })
 }
 
-// take gives a claim those of its ports on an address that nobody has.
-func (a *assignment) take(c *Claim, addr netip.Addr) {
+// join puts a claim on an address, without any port yet.
+func (a *assignment) join(c *Claim, addr netip.Addr) {
 	t := a.tenancyOf(c, addr)
-	t.hand(c, c.Ports)
 	if c.SharingKey != "" && t.first != c && !slices.Contains(a.byKey[c.SharingKey], addr) {
 		a.byKey[c.SharingKey] = append(a.byKey[c.SharingKey], addr)
 	}
 }
 
-func (t *tenancy) hand(c *Claim, ports []PortKey) {
-	if t.ports == nil {
-		return
+// take gives a claim those of its ports that it can have on each of its addresses.
+// Those that it lacks on one it goes without on all of them, so that it keeps them
+// from nobody on the others. Addresses that it is about to leave do not count.
+func (a *assignment) take(c *Claim, addrs, leaving []netip.Addr) {
+	all := slices.Concat(addrs, leaving)
+	for _, addr := range all {
+		a.join(c, addr)
 	}
-	for _, p := range ports {
-		if t.ports[p] == nil {
-			t.ports[p] = c
+	for _, p := range c.Ports {
+		lacks := slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return a.taken[addr].without(c, p).exists() })
+		for _, addr := range all {
+			switch t := a.taken[addr]; {
+			case t.ports == nil:
+			case lacks && t.ports[p] == c:
+				delete(t.ports, p)
+			case !lacks && !t.without(c, p).exists():
+				t.ports[p] = c
+			}
 		}
 	}
 }
@@ -106,8 +159,8 @@ func (a *assignment) establish(c *Claim) {
 			t.apart = c
 		}
 		for _, p := range c.Ports {
-			if slices.Contains(c.HeldPorts[addr], p) {
-				t.hand(c, []PortKey{p})
+			if t.ports != nil && t.ports[p] == nil && slices.Contains(c.HeldPorts[addr], p) {
+				t.ports[p] = c
 			}
 		}
 	}
@@ -115,7 +168,7 @@ func (a *assignment) establish(c *Claim) {
 
 // stays says whether a claim can go on with an address that it holds: nobody else
 // has it, or it shares it and is known to be there, whatever ports it wants by now, or
-// at least one of its ports is not known to be another's.
+// at least one of its ports is neither reserved nor known to be another's.
 func (a *assignment) stays(c *Claim, addr netip.Addr) bool {
 	t := a.taken[addr]
 	switch {
@@ -128,11 +181,12 @@ func (a *assignment) stays(c *Claim, addr netip.Addr) bool {
 	}
 	return slices.ContainsFunc(c.Ports, func(p PortKey) bool {
 		other := t.ports[p]
-		return other == nil || other == c || !other.knownOn(addr)
+		r, reserved := t.reserved.Ports[p]
+		return other == c || (other == nil || !other.knownOn(addr)) && (!reserved || r.Owner == c.Owner)
 	})
 }
 
-// clashes returns the ports of a claim that others have on its addresses.
+// clashes returns the ports of a claim that it goes without on its addresses.
 func (a *assignment) clashes(c *Claim, addrs []netip.Addr) []Clash {
 	var out []Clash
 	for _, addr := range addrs {
@@ -141,8 +195,8 @@ func (a *assignment) clashes(c *Claim, addrs []netip.Addr) []Clash {
 			continue
 		}
 		for _, p := range c.Ports {
-			if other := t.ports[p]; other != nil && other != c {
-				out = append(out, Clash{Port: p, Address: addr, Holder: other.Name})
+			if o := t.without(c, p); o.exists() {
+				out = append(out, o.clash(p, addr))
 			}
 		}
 	}
@@ -172,14 +226,14 @@ func (a *assignment) joinOne(c *Claim, f lb.Family, open []*supply, among []neti
 		if !slices.ContainsFunc(open, func(s *supply) bool { return s.contains(addr) }) {
 			continue
 		}
-		if other, _ := a.taken[addr].blocks(c); other == nil {
+		if o, _ := a.taken[addr].blocks(c); !o.exists() {
 			best = addr
 		}
 	}
 	return best, best.IsValid()
 }
 
-// crowded says who has which of the claim's ports on the smallest address of a
+// crowded says which of the claim's ports it cannot have, and why, on the smallest address of a
 // shared pool that has no room; empty if there is none.
 func (a *assignment) crowded(c *Claim, f lb.Family, s *supply) (Clash, bool) {
 	var best Clash
@@ -187,8 +241,8 @@ func (a *assignment) crowded(c *Claim, f lb.Family, s *supply) (Clash, bool) {
 		if lb.FamilyOf(addr) != f || !s.contains(addr) || best.Address.IsValid() && best.Address.Less(addr) {
 			continue
 		}
-		if other, port := a.taken[addr].blocks(c); other != nil && port != (PortKey{}) {
-			best = Clash{Port: port, Address: addr, Holder: other.Name}
+		if o, port := a.taken[addr].blocks(c); o.exists() && port != (PortKey{}) {
+			best = o.clash(port, addr)
 		}
 	}
 	return best, best.Address.IsValid()

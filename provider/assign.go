@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -85,7 +86,7 @@ func (r *round) grant() {
 	for a, q := range r.quarantine.addrs {
 		quarantined[a] = ipam.Quarantine{Since: q.since, Owner: string(q.uid)}
 	}
-	results := ipam.Assign(pools, claims, quarantined)
+	results := ipam.Assign(pools, claims, quarantined, r.reserved)
 	for _, s := range r.subjects {
 		s.grant = grantOf(s, results[string(s.uid)])
 		r.granted.grants[s.uid] = s.grant
@@ -101,6 +102,7 @@ type granted struct {
 	pools      []*v1alpha1.AddressPool
 	namespaces map[string]labels.Set
 	claims     []claimed
+	reserved   map[netip.Addr]ipam.Reserved
 	grants     map[lb.UID]grant
 	// quarantined says that something was in quarantine.
 	quarantined bool
@@ -116,6 +118,7 @@ type claimed struct {
 	ports        map[netip.Addr][]ipam.PortKey
 	translation  *Translation
 	ways         []string
+	kept         []ipam.PortKey
 }
 
 // sameClaims says whether an assignment would have the same result as the last
@@ -124,17 +127,18 @@ func (r *round) sameClaims() bool {
 	r.findHeldPorts()
 	claims := make([]claimed, len(r.subjects))
 	for i, s := range r.subjects {
-		claims[i] = claimed{s.svc, s.path, s.held, s.families, s.untranslated, s.heldPorts, s.translation, s.ways}
+		claims[i] = claimed{s.svc, s.path, s.held, s.families, s.untranslated, s.heldPorts, s.translation, s.ways, s.keptPorts}
 	}
 	last := r.granted
-	r.granted = granted{pools: r.Pools, namespaces: r.Namespaces, claims: claims, grants: make(map[lb.UID]grant, len(claims))}
+	r.granted = granted{pools: r.Pools, namespaces: r.Namespaces, claims: claims, reserved: r.reserved, grants: make(map[lb.UID]grant, len(claims))}
 	if last.grants == nil || len(r.quarantine.addrs) > 0 || len(r.quarantine.truncated) > 0 || last.quarantined ||
+		!reflect.DeepEqual(last.reserved, r.reserved) ||
 		!slices.Equal(last.pools, r.Pools) || !maps.EqualFunc(last.namespaces, r.Namespaces, labels.Equals) ||
 		!slices.EqualFunc(last.claims, claims, func(a, b claimed) bool {
 			return a.svc == b.svc && a.path == b.path && slices.Equal(a.held, b.held) &&
 				slices.Equal(a.families, b.families) && a.untranslated == b.untranslated &&
 				a.translation == b.translation && slices.Equal(a.ways, b.ways) &&
-				maps.EqualFunc(a.ports, b.ports, slices.Equal)
+				maps.EqualFunc(a.ports, b.ports, slices.Equal) && slices.Equal(a.kept, b.kept)
 		}) {
 		r.granted.quarantined = len(r.quarantine.addrs)+len(r.quarantine.truncated) > 0
 		return false
@@ -192,7 +196,7 @@ func (r *round) eligible(s *subject, known map[string][]string) []string {
 
 // grantOf reads the result of the assignment.
 func grantOf(s *subject, result ipam.Result) grant {
-	g := grant{addrs: result.Addresses, unserved: clashing(result.Clashes)}
+	g := grant{addrs: result.Addresses, ports: result.Ports, unserved: clashing(result.Clashes)}
 	t := s.translation
 	switch {
 	case t.Wishes.AddressesUnclear:

@@ -11,6 +11,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/eclusa-lb/eclusa/api/v1alpha1"
+	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -63,7 +64,8 @@ type decider struct {
 	granted      granted
 	// untold are Services whose status has not said for long that packets reach
 	// nodes as they are, with the time since when it does.
-	untold map[lb.UID]time.Time
+	untold    map[lb.UID]time.Time
+	beginning beginning
 }
 
 // newDecider returns a decider without memories.
@@ -126,6 +128,8 @@ type round struct {
 	members  map[lb.PoolName]lb.Pool
 	votes    map[voteKey]vote
 	has      map[string]map[netip.Addr]bool // addresses by edge, of those that were asked for
+	shelf    shelf
+	reserved map[netip.Addr]ipam.Reserved
 	writes   map[Target]Write
 	unsaved  map[lb.UID]bool
 	names    []string // of the edges, in order
@@ -162,6 +166,8 @@ func (d *decider) decide(w World) Decision {
 	r.noteNodes()
 	r.sortServices()
 	r.findWays()
+	r.learn()
+	r.findKeptPorts()
 	r.vouch()
 	r.findStrangers()
 	r.free()

@@ -182,7 +182,7 @@ func (s *simulation) reach(wanted map[string]Wanted) {
 		before := s.world.Fleet[name]
 		switch st, known := s.held[name]; {
 		case s.lost[name]:
-			before.Name, before.Connected = name, false
+			before.Name, before.Connected, before.Problem = name, false, "no route"
 			fleet[name] = before
 			continue
 		case w.Blind && known:

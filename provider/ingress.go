@@ -17,22 +17,38 @@ import (
 
 // ingressOf returns the addresses as the Service's status says them. Where edges
 // terminate connections the addresses must be reached through them inside the
-// cluster, too. If a port is not served on an address, all ports of the
-// Service are told, that one with an error.
+// cluster, too. The ports are told of an address that others may share, so that
+// whoever leads next knows whose they are, and if one of them is not served.
 func (r *round) ingressOf(s *subject, addrs []netip.Addr, broken map[netip.Addr][]UnservedPort) []v1.LoadBalancerIngress {
 	var ingress []v1.LoadBalancerIngress
 	for _, a := range addrs {
 		in := v1.LoadBalancerIngress{IP: a.String(), IPMode: ptr.To(r.modeOf(s, a))}
-		if ports := portStatuses(s.svc, broken[a]); slices.ContainsFunc(ports, func(p v1.PortStatus) bool { return p.Error != nil }) {
+		ports := s.portStatuses(broken[a])
+		if r.mayShare(s, a) || slices.ContainsFunc(ports, func(p v1.PortStatus) bool { return p.Error != nil }) {
 			in.Ports = ports
+		}
+		if s.good == nil {
+			in.Ports = portsOf(s.svc, a) // with which it goes on
 		}
 		ingress = append(ingress, in)
 	}
 	return ingress
 }
 
-func portStatuses(svc *v1.Service, errors []UnservedPort) []v1.PortStatus {
-	if len(errors) == 0 {
+// portsOf returns the ports in the Service's status.
+func portsOf(svc *v1.Service, a netip.Addr) []v1.PortStatus {
+	for _, in := range svc.Status.LoadBalancer.Ingress {
+		if in.IP == a.String() {
+			return in.Ports
+		}
+	}
+	return nil
+}
+
+// portStatuses tells the ports of what is served, which is not what the spec says
+// while that is refused.
+func (s *subject) portStatuses(errors []UnservedPort) []v1.PortStatus {
+	if s.good == nil {
 		return nil
 	}
 	type key struct {
@@ -45,12 +61,25 @@ func portStatuses(svc *v1.Service, errors []UnservedPort) []v1.PortStatus {
 			why[k] = u.Error
 		}
 	}
-	out := make([]v1.PortStatus, len(svc.Spec.Ports))
-	for i, p := range svc.Spec.Ports {
-		out[i] = v1.PortStatus{Port: p.Port, Protocol: protocolOf(p)}
-		if e := why[key{out[i].Protocol, p.Port}]; e != "" {
-			out[i].Error = ptr.To(Prefix + e)
+	var out []v1.PortStatus
+	tell := func(protocol v1.Protocol, port int32) {
+		p := v1.PortStatus{Port: port, Protocol: protocol}
+		if e := why[key{protocol, port}]; e != "" {
+			p.Error = ptr.To(Prefix + e)
 		}
+		out = append(out, p)
+	}
+	if len(s.translation.Refusals) == 0 {
+		for _, p := range s.svc.Spec.Ports {
+			tell(protocolOf(p), p.Port)
+		}
+		return out
+	}
+	for _, l := range s.good.LoadBalancer.Listeners {
+		tell(v1.Protocol(strings.ToUpper(string(l.Protocol))), int32(l.Port))
+	}
+	for _, u := range s.good.Unserved {
+		tell(u.Protocol, u.Port)
 	}
 	return out
 }

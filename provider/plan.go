@@ -78,6 +78,7 @@ func (v *view) foresee(ctx context.Context, c *change) (*view, error) {
 	w.Services = replaced(w.Services, c.services)
 	w.Pools = replaced(w.Pools, c.pools)
 	w.Edges = replaced(w.Edges, c.edges)
+	w.Eventual = true
 	d := v.remember()
 	for range planRounds {
 		if err := ctx.Err(); err != nil {
@@ -89,7 +90,6 @@ func (v *view) foresee(ctx context.Context, c *change) (*view, error) {
 		}
 		w.Services = recorded(w.Services, d.proposals)
 	}
-	w.Eventual = true
 	return newView(w, d), nil
 }
 

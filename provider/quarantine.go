@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -95,13 +96,36 @@ func (r *round) free() {
 // quarantineFreed puts into quarantine what was held in the last round and is not
 // among what is held now.
 func (r *round) quarantineFreed(holders map[netip.Addr]bool) {
+	var freed []former
 	for uid, was := range r.holdings {
 		for _, a := range was.addrs {
-			if holders[a] || r.quarantine.addrs[a] != nil {
-				continue
+			if !holders[a] && r.quarantine.addrs[a] == nil {
+				freed = append(freed, former{a, uid, was.name, ""})
 			}
-			r.quarantine.add(a, was.name, uid, r.Now)
-			r.note("address is free and stays in quarantine until every edge has let go of it", was.name, a)
+		}
+	}
+	r.quarantineAll(freed, func(former) string {
+		return "address is free and stays in quarantine until every edge has let go of it"
+	})
+}
+
+// former is who had an address, and on which edge.
+type former struct {
+	addr       netip.Addr
+	uid        lb.UID
+	name, edge string
+}
+
+// quarantineAll puts addresses into quarantine. Of several that shared one it is the
+// first by UID who may have it back at once, whoever decides.
+func (r *round) quarantineAll(freed []former, what func(former) string) {
+	slices.SortFunc(freed, func(a, b former) int {
+		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(a.uid, b.uid), cmp.Compare(a.edge, b.edge))
+	})
+	for _, f := range freed {
+		if r.quarantine.addrs[f.addr] == nil {
+			r.quarantine.add(f.addr, f.name, f.uid, r.Now)
+			r.note(what(f), f.name, f.addr)
 		}
 	}
 }
@@ -164,6 +188,7 @@ func (r *round) release(holders map[netip.Addr]bool) {
 // others while we were away.
 func (r *round) findStrangers() {
 	var holders map[netip.Addr]bool
+	var found []former
 	for name, st := range r.Fleet {
 		if !st.Known || r.quarantine.checked[name] == st.Holds.Revision {
 			continue
@@ -180,12 +205,14 @@ func (r *round) findStrangers() {
 		for uid, l := range st.Holds.LoadBalancers {
 			for _, a := range l.Addresses {
 				if !holders[a] && r.quarantine.addrs[a] == nil {
-					r.quarantine.add(a, l.Name, uid, r.Now)
-					r.note(fmt.Sprintf("edge %q holds an address for a Service that does not have it: it is in quarantine until the edge has let go of it", name), l.Name, a)
+					found = append(found, former{a, uid, l.Name, name})
 				}
 			}
 		}
 	}
+	r.quarantineAll(found, func(f former) string {
+		return fmt.Sprintf("edge %q holds an address for a Service that does not have it: it is in quarantine until the edge has let go of it", f.edge)
+	})
 }
 
 // confirm sets free what every edge of the address's pool has let go of. An edge

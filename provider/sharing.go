@@ -1,13 +1,13 @@
 package provider
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/utils/ptr"
 
 	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -23,32 +23,81 @@ func sharingKey(s *subject) string {
 	return ""
 }
 
-// findHeldPorts finds out which ports of each shared address Services are known to
-// use.
+// shelf is who has the addresses that Services hold, and their ports.
+type shelf struct {
+	holders map[netip.Addr][]*subject // the oldest first
+	// owners are whose the ports are of addresses that several hold.
+	owners map[netip.Addr]map[ipam.PortKey]*subject
+}
+
+// shared says whether several Services hold the address.
+func (h shelf) shared(a netip.Addr) bool { return len(h.holders[a]) > 1 }
+
+// findHeldPorts finds out whose the ports of shared addresses are, and which of them
+// nobody gets for now.
 //
 // Nothing else of two Services must fit together: each listener has members, health
 // check, source ranges and PROXY protocol of its own, and an address is on edges and
 // not on a node, so that externalTrafficPolicy Local binds it to none.
 func (r *round) findHeldPorts() {
-	holders := make(map[netip.Addr][]*subject, len(r.subjects))
+	r.shelf = shelf{holders: make(map[netip.Addr][]*subject, len(r.subjects)), owners: map[netip.Addr]map[ipam.PortKey]*subject{}}
 	for _, s := range r.subjects {
 		for _, a := range s.held {
-			holders[a] = append(holders[a], s)
+			r.shelf.holders[a] = append(r.shelf.holders[a], s)
 		}
 	}
-	for _, s := range r.subjects {
-		for _, a := range s.held {
-			if len(holders[a]) < 2 || !slices.Contains(s.told, a) && !r.share(a, holders[a]) {
-				continue // those that share no longer stay only if that outlives a restart
-			}
-			if ports, known := r.portsInUse(s, a); known {
-				if s.heldPorts == nil {
-					s.heldPorts = make(map[netip.Addr][]ipam.PortKey, len(s.held))
-				}
-				s.heldPorts[a] = ports
+	for a, all := range r.shelf.holders {
+		if len(all) > 1 {
+			r.findOwners(a, all)
+		}
+	}
+	r.reserved = r.reserve()
+}
+
+// findOwners finds out whose each port of an address is: of those that want it
+// theirs whose use of it is best established, and of them the oldest's.
+func (r *round) findOwners(a netip.Addr, all []*subject) {
+	type claimant struct {
+		*subject
+		proof
+	}
+	best := map[ipam.PortKey]claimant{}
+	share := r.share(a, all)
+	for _, s := range all {
+		if !share && !slices.Contains(s.told, a) {
+			continue // those that share no longer stay only if that outlives a restart
+		}
+		if slices.Contains(s.told, a) || r.heldOnEdge(s.uid, a) {
+			s.establish(a)
+		}
+		proofs := r.proofs(s, a)
+		for _, p := range s.claimedPorts() {
+			if proof := proofs[p]; proof.better(best[p].proof) {
+				best[p] = claimant{s, proof}
 			}
 		}
 	}
+	owners := make(map[ipam.PortKey]*subject, len(best))
+	for p, c := range best {
+		owners[p] = c.subject
+		c.establish(a, p)
+	}
+	for _, s := range all {
+		slices.SortFunc(s.heldPorts[a], comparePorts) // to be compared
+	}
+	r.shelf.owners[a] = owners
+}
+
+// establish notes that the Service is known on an address, and to use ports there.
+func (s *subject) establish(a netip.Addr, ports ...ipam.PortKey) {
+	if s.heldPorts == nil {
+		s.heldPorts = make(map[netip.Addr][]ipam.PortKey, len(s.held))
+	}
+	s.heldPorts[a] = append(s.heldPorts[a], ports...)
+}
+
+func comparePorts(a, b ipam.PortKey) int {
+	return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
 }
 
 // share says whether all these Services may share the address as they are.
@@ -60,64 +109,116 @@ func (r *round) share(a netip.Addr, all []*subject) bool {
 	return key != "" && !slices.ContainsFunc(all, func(s *subject) bool { return sharingKey(s) != key })
 }
 
-// portsInUse returns the ports of an address that the Service is known to use. The
-// edges tell that have the address for it; where none is reached, what they were told
-// last counts, and after a restart the Service's status, which its users cannot write.
-// Its annotations tell nothing here.
-func (r *round) portsInUse(s *subject, a netip.Addr) (ports []ipam.PortKey, known bool) {
-	for _, name := range sortedNames(r.Fleet) {
-		st := r.Fleet[name]
-		l, ok := st.Holds.LoadBalancers[s.uid]
-		if !ok || !st.Known || !slices.Contains(l.Addresses, a) {
-			continue
+// mayShare says whether the Service shares the address, or others may come to.
+func (r *round) mayShare(s *subject, a netip.Addr) bool {
+	if p := poolOf(r.pools, a); p != nil && p.Shared {
+		return true
+	}
+	return s.translation.Wishes.SharingKey != "" || r.shelf.shared(a)
+}
+
+// heldOnEdge says whether an edge holds the address for the Service.
+func (r *round) heldOnEdge(uid lb.UID, a netip.Addr) bool {
+	for name := range r.live {
+		if slices.Contains(r.Fleet[name].Holds.LoadBalancers[uid].Addresses, a) {
+			return true
 		}
-		known = true
-		for _, p := range portKeys(l.Listeners) {
+	}
+	return false
+}
+
+// claimedPorts returns the ports that the Service is to have of its addresses.
+func (s *subject) claimedPorts() []ipam.PortKey {
+	switch {
+	case len(s.translation.Refusals) == 0:
+		return portKeys(s.translation.LoadBalancer.Listeners)
+	case s.good != nil:
+		return portKeys(s.good.LoadBalancer.Listeners) // with which it goes on
+	}
+	return s.keptPorts
+}
+
+// findKeptPorts finds out which ports Services go on with that are refused and of
+// which it is not known what they asked for before.
+func (r *round) findKeptPorts() {
+	for _, s := range r.subjects {
+		if len(s.translation.Refusals) > 0 && s.good == nil {
+			s.keptPorts = r.keptPortsOf(s)
+		}
+	}
+}
+
+// keptPortsOf returns the ports that edges hold for a Service, that this process gave
+// it, and that its status lists.
+func (r *round) keptPortsOf(s *subject) []ipam.PortKey {
+	var ports []ipam.PortKey
+	add := func(more ...ipam.PortKey) {
+		for _, p := range more {
 			if !slices.Contains(ports, p) {
 				ports = append(ports, p)
 			}
 		}
 	}
-	b := r.builds[s.uid]
-	switch {
-	case known:
-		return ports, true
-	case b != nil && slices.Contains(b.Addresses, a):
-		return portKeys(b.Listeners), true
-	case b == nil && s.good != nil && slices.Contains(r.holdings[s.uid].addrs, a):
-		return nil, true // others had all of its ports
-	case slices.Contains(s.told, a):
-		return s.portsTold(a), true
+	for name := range r.live {
+		add(portKeys(r.Fleet[name].Holds.LoadBalancers[s.uid].Listeners)...)
 	}
-	return nil, false
-}
-
-// portsTold returns those of the Service's ports that its status tells to be its own
-// on an address.
-func (s *subject) portsTold(a netip.Addr) []ipam.PortKey {
-	var ports []ipam.PortKey
-	for _, in := range s.svc.Status.LoadBalancer.Ingress {
-		if in.IP != a.String() {
-			continue
-		}
-		if len(in.Ports) == 0 {
-			return s.claimedPorts()
-		}
-		for _, p := range in.Ports {
-			if ptr.Deref(p.Error, "") != Prefix+portInUse {
-				ports = append(ports, ipam.PortKey{Protocol: lb.Protocol(strings.ToLower(string(p.Protocol))), Port: uint16(p.Port)}) //nolint:gosec // the API server bounds ports
-			}
+	add(r.granted.grants[s.uid].ports...)
+	if !r.beginning.over {
+		for _, a := range s.told {
+			listed, _ := s.portsTold(a)
+			add(listed...)
 		}
 	}
+	slices.SortFunc(ports, comparePorts)
 	return ports
 }
 
-// claimedPorts returns the ports that the Service is to have of its addresses.
-func (s *subject) claimedPorts() []ipam.PortKey {
-	if len(s.translation.Refusals) > 0 && s.good != nil {
-		return portKeys(s.good.LoadBalancer.Listeners) // with which it goes on
+// reserve returns what nobody gets who does not use it already: ports that an edge
+// may still serve for somebody else, as that of an address in quarantine. As long as
+// an edge that we began with may still tell what it serves, that is all of them.
+func (r *round) reserve() map[netip.Addr]ipam.Reserved {
+	if r.Eventual {
+		return nil
 	}
-	return portKeys(s.translation.LoadBalancer.Listeners)
+	out := map[netip.Addr]ipam.Reserved{}
+	if edge := r.beginning.unheard; edge != "" {
+		for a := range r.shelf.holders {
+			out[a] = ipam.Reserved{All: fmt.Sprintf("which ports others use is known when edge %q has told, which is waited for %s at most", edge, unreachableAfter)}
+		}
+	}
+	for _, edge := range sortedNames(r.live) {
+		for uid, l := range r.Fleet[edge].Holds.LoadBalancers {
+			for _, a := range l.Addresses {
+				if holders := r.shelf.holders[a]; len(holders) > 1 || len(holders) == 1 && holders[0].uid != uid {
+					out = r.reserveOn(out, a, edge, uid, l)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// reserveOn notes what an edge holds of an address for a Service whose it is not.
+func (r *round) reserveOn(out map[netip.Addr]ipam.Reserved, a netip.Addr, edge string, uid lb.UID, l lb.LoadBalancer) map[netip.Addr]ipam.Reserved {
+	for _, p := range portKeys(l.Listeners) {
+		if owner := r.shelf.owners[a][p]; owner != nil && owner.uid == uid {
+			continue
+		}
+		at := out[a]
+		if at.Ports == nil {
+			at.Ports = map[ipam.PortKey]ipam.Reservation{}
+		}
+		before, there := at.Ports[p]
+		switch {
+		case !there:
+			at.Ports[p] = ipam.Reservation{Owner: string(uid), Why: fmt.Sprintf("edge %q has not let go of it for %q yet: wait, or delete the Edge if its machine is gone", edge, l.Name)}
+		case before.Owner != string(uid):
+			before.Owner = "" // several edges, for several Services
+			at.Ports[p] = before
+		}
+		out[a] = at
+	}
+	return out
 }
 
 func portKeys(listeners []lb.Listener) []ipam.PortKey {
@@ -135,6 +236,9 @@ func clashing(clashes []ipam.Clash) []UnservedPort {
 		u := UnservedPort{
 			Protocol: v1.Protocol(strings.ToUpper(string(x.Port.Protocol))), Port: int32(x.Port.Port), Error: portInUse,
 			Why: fmt.Sprintf("%q has it on %s, which both share: use another port, or ask for another address", x.Holder, x.Address),
+		}
+		if x.Why != "" {
+			u.Why = fmt.Sprintf("it is not free on %s: %s", x.Address, x.Why)
 		}
 		if !slices.ContainsFunc(out, u.same) {
 			out = append(out, u)

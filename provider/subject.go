@@ -37,6 +37,8 @@ type subject struct {
 	// heldPorts are those that it is known to use of each address that it shares; one
 	// of which that is not known is missing.
 	heldPorts map[netip.Addr][]ipam.PortKey
+	// keptPorts are those with which it goes on while it is refused and good is nil.
+	keptPorts []ipam.PortKey
 	// families are those that it wants addresses of, and untranslated says why a
 	// requested address of another family cannot be had.
 	families     []lb.Family
@@ -94,7 +96,8 @@ type grant struct {
 	addrs []netip.Addr
 	// ok says that the Service has everything that it needs.
 	ok bool
-	// unserved are the ports that others have on the addresses.
+	// ports are those that it has of each of them, and unserved those that others have.
+	ports    []ipam.PortKey
 	unserved []UnservedPort
 	// reason and message say why not, or what there is to say.
 	reason, message string

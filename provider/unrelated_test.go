@@ -147,7 +147,7 @@ func TestUnrelatedSharing(t *testing.T) {
 	}
 	s.world.Services = s.world.Services[:1]
 	s.settle()
-	same(t, "when the other is gone", told(s.world.Services[0]), "192.0.2.7 Proxy")
+	same(t, "when the other is gone", told(s.world.Services[0]), "192.0.2.7 Proxy 80/TCP 443/TCP")
 	same(t, "listeners then", len(s.wanted["e1"].Config.LoadBalancers["uid-older"].Listeners), 2)
 }
 
@@ -177,7 +177,7 @@ func TestUnrelatedSharingSurvivesRestart(t *testing.T) {
 		s.settle()
 		same(t, "record", s.world.Services[1].Annotations[string(AnnotationAssignedAddresses)], "192.0.2.7")
 		same(t, "status", told(s.world.Services[1]), "192.0.2.7 Proxy 443/TCP=eclusa.io/PortInUse")
-		same(t, "status of the older one", told(s.world.Services[0]), "192.0.2.7 Proxy")
+		same(t, "status of the older one", told(s.world.Services[0]), "192.0.2.7 Proxy 443/TCP")
 		same(t, "the older one", s.sent(false)["e1"]["uid-older"], before)
 		s.restart()
 	}
@@ -213,7 +213,7 @@ func TestUnrelatedRestartBeforeEdgesTell(t *testing.T) {
 		same(t, "listeners of the older one", len(d.Wanted["e1"].Config.LoadBalancers["uid-older"].Listeners), 1)
 		same(t, "listeners of the younger one", len(d.Wanted["e1"].Config.LoadBalancers["uid-younger"].Listeners), 1)
 		same(t, "status of the older one", told(s.world.Services[0]), "192.0.2.7 Proxy 80/TCP 443/TCP=eclusa.io/PortInUse")
-		same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy")
+		same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy 443/TCP")
 	}
 }
 
@@ -233,16 +233,15 @@ func TestUnrelatedSharingKeyRemoved(t *testing.T) {
 	younger.CreationTimestamp.Time = older.CreationTimestamp.Add(1e9)
 	s.settle()
 	before := s.sent(false)["e1"]["uid-younger"]
-	same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy")
+	same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy 443/TCP")
 	edited := s.world.Services[0].DeepCopy()
 	delete(edited.Annotations, string(AnnotationSharingKey))
 	s.stamp(edited, 1000)
 	s.world.Services[0] = edited
 	for range 3 {
 		s.settle()
-		for _, svc := range s.world.Services {
-			same(t, "status of "+svc.Name, told(svc), "192.0.2.7 Proxy")
-		}
+		same(t, "status of the older one", told(s.world.Services[0]), "192.0.2.7 Proxy 80/TCP")
+		same(t, "status of the younger one", told(s.world.Services[1]), "192.0.2.7 Proxy 443/TCP")
 		same(t, "the younger one", s.sent(false)["e1"]["uid-younger"], before)
 		s.restart()
 	}

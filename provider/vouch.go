@@ -17,7 +17,7 @@ import (
 // For an address speak our own memory, the status of the Service (which its
 // users cannot write), and an edge that holds the address for it.
 func (r *round) vouch() {
-	taken := map[netip.Addr][]*subject{}
+	taken := map[netip.Addr]*tenants{}
 	doubtful := map[*subject][]netip.Addr{}
 	for _, s := range r.subjects {
 		for _, a := range s.held {
@@ -25,13 +25,13 @@ func (r *round) vouch() {
 				doubtful[s] = append(doubtful[s], a)
 				continue
 			}
-			taken[a] = append(taken[a], s)
+			taken[a] = taken[a].with(s, s.claimedPorts())
 		}
 	}
 	for _, s := range r.subjects { // the oldest first
 		for _, a := range doubtful[s] {
 			if s.path != foreigns && r.isFree(a, s, taken[a]) && r.couldHave(s, a) {
-				taken[a] = append(taken[a], s)
+				taken[a] = taken[a].with(s, nil)
 				continue
 			}
 			drop := func(x netip.Addr) bool { return x == a }
@@ -47,23 +47,38 @@ func (r *round) vouch() {
 	}
 }
 
+// tenants are those who have an address while it is found out who else may be there.
+type tenants struct {
+	key   string // by which they share it, empty if they do not
+	ports map[ipam.PortKey]bool
+}
+
+// with adds a Service and ports that it wants.
+func (t *tenants) with(s *subject, ports []ipam.PortKey) *tenants {
+	key := sharingKey(s)
+	if t == nil {
+		t = &tenants{key: key, ports: make(map[ipam.PortKey]bool, len(ports))}
+	} else if t.key != key {
+		t.key = ""
+	}
+	for _, p := range ports {
+		t.ports[p] = true
+	}
+	return t
+}
+
 // isFree says whether a wish of the Service for the address takes nothing from those
 // who have it: all share it, and leave it at least one of its ports. Of two Services
 // that nothing speaks for neither is known to have a port.
-func (r *round) isFree(a netip.Addr, s *subject, holders []*subject) bool {
-	p, key, wanted := poolOf(r.pools, a), sharingKey(s), s.claimedPorts()
-	left := slices.Clone(wanted)
-	for _, h := range holders {
-		if (p == nil || !p.Shared) && (key == "" || key != sharingKey(h)) {
-			return false
-		}
-		ports, known := r.portsInUse(h, a)
-		if !known && r.speaksFor(h, a) {
-			ports = h.claimedPorts()
-		}
-		left = slices.DeleteFunc(left, func(k ipam.PortKey) bool { return slices.Contains(ports, k) })
+func (r *round) isFree(a netip.Addr, s *subject, t *tenants) bool {
+	if t == nil {
+		return true
 	}
-	return len(left) > 0 || len(wanted) == 0
+	if p := poolOf(r.pools, a); (p == nil || !p.Shared) && (t.key == "" || t.key != sharingKey(s)) {
+		return false
+	}
+	wanted := s.claimedPorts()
+	return len(wanted) == 0 || slices.ContainsFunc(wanted, func(p ipam.PortKey) bool { return !t.ports[p] })
 }
 
 // speaksFor says whether anything but the annotation tells that the Service has

@@ -98,7 +98,7 @@ func TestForgedRecordTakesNoSharedPort(t *testing.T) {
 			for i, want := range []string{own, address} {
 				svc := s.world.Services[i]
 				same(t, fmt.Sprintf("%s, restarted %v: record of %s", by, restarted, svc.Name), svc.Annotations[string(AnnotationAssignedAddresses)], want)
-				same(t, fmt.Sprintf("%s, restarted %v: status of %s", by, restarted, svc.Name), told(svc), want+" Proxy")
+				same(t, fmt.Sprintf("%s, restarted %v: status of %s", by, restarted, svc.Name), told(svc), want+" Proxy 443/TCP")
 			}
 		}
 	}
