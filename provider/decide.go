@@ -347,7 +347,11 @@ func (r *round) servedAddresses(s *subject) []netip.Addr {
 		}
 	}
 	if len(served) == 0 && s.grant.ok {
-		return s.recorded
+		// On one that others hold too it has no ports unless it is known there.
+		return slices.DeleteFunc(slices.Clone(s.recorded), func(a netip.Addr) bool {
+			_, known := s.heldPorts[a]
+			return r.shelf.shared(a) && !known
+		})
 	}
 	return served
 }

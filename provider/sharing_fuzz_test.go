@@ -146,6 +146,9 @@ func (g *sharingGame) end() {
 	g.observe()
 	g.check()
 	for _, svc := range g.world.Services {
+		if len(svc.Spec.LoadBalancerSourceRanges) > 0 {
+			continue // its status stays as it was
+		}
 		for _, in := range svc.Status.LoadBalancer.Ingress {
 			for _, p := range in.Ports {
 				at := seat{netip.MustParseAddr(in.IP), uint16(p.Port)}
@@ -194,7 +197,7 @@ func playSharing(t *testing.T, seed uint64) bool {
 // TestSharedPortsStay lets random things happen to Services that share an address. A
 // port that one of them is served on never goes to another while it still wants it.
 func TestSharedPortsStay(t *testing.T) {
-	for seed := range uint64(100) {
+	for seed := range uint64(150) {
 		if !playSharing(t, seed) {
 			return
 		}
