@@ -1,6 +1,9 @@
 package lb
 
-import "context"
+import (
+	"context"
+	"net/netip"
+)
 
 // Engine is a data plane. An edge has one, and one goroutine of it calls Set.
 type Engine interface {
@@ -54,6 +57,14 @@ type Engine interface {
 	// yet; that Set does, with what belongs to its routes, and gives back the
 	// rest. On error nothing is kept.
 	Adopt(ctx context.Context, receive func() (Parcel, error)) error
+}
+
+// Restricter is an [Engine] whose connections may go on after HandOver.
+type Restricter interface {
+	// Restrict ends the connections of clients that their owner's source ranges do
+	// not allow, while Shutdown waits for them after a HandOver. Owners that are not
+	// named keep theirs. It may be called concurrently with Shutdown.
+	Restrict(allowed map[Owner][]netip.Prefix)
 }
 
 // MaxParcelFiles is how many descriptors a Parcel may have; the kernel passes no

@@ -41,9 +41,9 @@ type Wanted struct {
 	// Blind says that the configuration was decided on without knowing what the edge
 	// holds. It is not sent.
 	Blind bool
-	// Keep are load balancers that stay as the edge holds them, since what their
+	// Keep are load balancers that go on as the edge holds them, since what their
 	// Services ask for by now cannot be served.
-	Keep []lb.UID
+	Keep map[lb.UID]Kept
 }
 
 // FleetOptions are what a Fleet needs from its surroundings. All are required

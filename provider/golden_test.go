@@ -245,12 +245,7 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 		lb.CapCheckGRPC, lb.CapCheckNone,
 	}, s.able)
 	var config lb.Config
-	config, st.Withheld, st.Trimmed = fit(w.Config, st.Info)
-	var kept []string
-	for _, uid := range w.Keep {
-		kept = append(kept, loadBalancerKey+string(uid))
-	}
-	config = keep(config, s.held[name].Holds, kept)
+	config, st.Withheld, st.Trimmed = compose(w, st.Info, s.held[name].Holds)
 	st.Holds = config
 	wrong := map[lb.UID][]lb.Problem{}
 	for _, c := range config.Validate() {
