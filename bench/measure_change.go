@@ -99,28 +99,32 @@ func middle(sorted []time.Duration) float64 { return milliseconds(sorted[len(sor
 func (b *bed) effects(ctx context.Context, from int) (all []time.Duration, err error) {
 	for i := range effects {
 		want := byte((from+1+i)%contender.Nodes) + 1
-		begun := time.Now()
-		if err := b.running.Set(ctx, only(from+1+i)); err != nil {
+		// Set may return later than it is in force.
+		begun, set := time.Now(), make(chan error, 1)
+		go func() { set <- b.running.Set(ctx, only(from+1+i)) }()
+		took, err := b.until(want, begun)
+		if err := errors.Join(err, <-set); err != nil {
 			return nil, err
 		}
-		for {
-			asked := time.Now()
-			node, err := b.ask()
-			if err != nil {
-				return nil, err
-			}
-			if node == want {
-				// The connection was opened when it was asked, not when it was answered.
-				all = append(all, asked.Sub(begun))
-				break
-			}
-			if time.Since(begun) > 10*time.Second {
-				return nil, fmt.Errorf("after ten seconds node %d still answers; want node %d", node, want)
-			}
-		}
+		all = append(all, took)
 	}
 	slices.Sort(all)
 	return all, nil
+}
+
+// until opens connections until one is answered by the node, and returns how long after
+// the given time that one was opened.
+func (b *bed) until(want byte, begun time.Time) (time.Duration, error) {
+	for {
+		asked := time.Now()
+		node, err := b.ask()
+		if err != nil || node == want {
+			return asked.Sub(begun), err
+		}
+		if time.Since(begun) > 10*time.Second {
+			return 0, fmt.Errorf("after ten seconds node %d still answers; want node %d", node, want)
+		}
+	}
 }
 
 // ask opens a connection, and returns which node has answered.

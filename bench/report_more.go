@@ -169,7 +169,7 @@ func (r *report) health() {
 	if rate.N == 0 {
 		return
 	}
-	r.add("\n## Health checks\n\n100,000 targets on one node, probed over TCP every ten seconds by one process with one processor, which has a network of its own.\n")
+	r.add("\n## Health checks\n\n100,000 targets on one node, probed over TCP every 9.9 seconds by one process with one processor, which has a network of its own.\n")
 	r.head("", "")
 	for _, row := range []shown{
 		{"probing", "probes/s"}, {"probing.cpu", "processor time of a probe (µs)"}, {"probing.cores", "processors used"},

@@ -65,7 +65,7 @@ func (o *options) bench(ctx context.Context) error {
 func (o *options) round(ctx context.Context, beds []*bed, name string) (taken figure.Samples, err error) {
 	beds = slices.Clone(beds)
 	if o.probing {
-		v, err := measureProbing(probing{Targets: 100_000, Interval: 10 * time.Second, Time: 20 * o.time})
+		v, err := measureProbing(probing{Targets: 100_000, Interval: 9900 * time.Millisecond, Time: 20 * o.time})
 		if err != nil {
 			return nil, fmt.Errorf("health checks: %w", err)
 		}

@@ -48,9 +48,14 @@ func RunEdge(argument json.RawMessage) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var all errgroup.Group
+	// An edge that starts without a configuration takes away what an engine before
+	// it has left in the kernel, so that it has to have one from the beginning.
+	if err := publish(ctx, e.Cluster(cluster), o.Setup.config()); err != nil {
+		return errors.Join(err, e.Close())
+	}
 	all.Go(func() error { return checker.Run(ctx) })
 	all.Go(func() error { return e.Run(ctx) })
-	if err := publish(ctx, e.Cluster(cluster), o.Setup.config()); err != nil {
+	if err := applied(ctx, e.Cluster(cluster)); err != nil {
 		cancel()
 		return errors.Join(err, all.Wait())
 	}
@@ -70,6 +75,17 @@ func publish(ctx context.Context, b lb.Balancer, c lb.Config) error {
 	}
 	_, err = b.Set(ctx, lb.Write{Epoch: epoch, Config: c})
 	return err
+}
+
+// applied waits until the configuration is in force.
+func applied(ctx context.Context, b lb.Balancer) error {
+	for cursor := lb.Cursor(""); ; {
+		d, err := b.Status(ctx, cursor)
+		if err != nil || d.Revision >= 1 {
+			return err
+		}
+		cursor = d.Cursor
+	}
 }
 
 // config is the setup as clusters write it.
