@@ -65,6 +65,8 @@ var refusals = []struct{ values, want string }{
 	{edgeValues + "  managementPort: 7443\n  config: {clusters: [" + clusterValue + "]}", "edge.managementPort: 7443 is edge.apiPort too"},
 	{edgeValues + "  config: {clusters: [" + clusterValue + "]}\nedges: {worker-1: {endpoint: 'https://192.0.2.11:7443'}}", "edges.worker-1: is made from edge.nodes.worker-1 already"},
 	{"edge: {enabled: true, nodes: {a: {address: 192.0.2.11}, b: {address: 192.0.2.11}}, config: {clusters: [" + clusterValue + "]}}", `edge.nodes.b.address: "192.0.2.11" is the address of a too`},
+	{"edge: {enabled: true, nodes: {a: {address: 192.0.2.11, sourceAddresses: [192.0.2.64/29]}}, config: {clusters: [" + clusterValue + "]}}", `edge.nodes.a.sourceAddresses: have no meaning with edge.config.engine "proxy"`},
+	{"edge: {config: {nftables: {sourceAddresses: [192.0.2.64/29]}}}", "at '/edge/config/nftables': additional properties 'sourceAddresses' not allowed"},
 	{"metrics: {service: {enabled: false}, serviceMonitor: {enabled: true}}", "metrics.service.enabled: is false"},
 }
 

@@ -155,6 +155,8 @@ func TestPods(t *testing.T) {
 	objects := render(t, variants(t)["daemonset"])
 	deployment := find[appsv1.Deployment](t, objects, "Deployment", "eclusa-cloud-controller-manager")
 	edges := find[appsv1.DaemonSet](t, objects, "DaemonSet", "eclusa-edge")
+	plain := filepath.Join(t.TempDir(), "plain.yaml")
+	write(t, plain, strings.Replace(read(t, variants(t)["daemonset"]), "      mode: interface\n      interface: eth0\n", "      mode: none\n", 1))
 	for name, spec := range map[string]corev1.PodSpec{"Deployment": deployment.Spec.Template.Spec, "DaemonSet": edges.Spec.Template.Spec} {
 		if p := spec.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 			t.Errorf("%s: seccomp profile %v, want RuntimeDefault", name, p)
@@ -172,9 +174,15 @@ func TestPods(t *testing.T) {
 	if pod := deployment.Spec.Template.Spec; !*pod.SecurityContext.RunAsNonRoot || pod.HostNetwork || len(pod.Containers[0].SecurityContext.Capabilities.Add) > 0 {
 		t.Error("Deployment: is root, in the Node's network or has capabilities")
 	}
-	got := edges.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add
-	if want := []corev1.Capability{"NET_BIND_SERVICE", "NET_ADMIN", "NET_RAW"}; !cmp.Equal(got, want) {
-		t.Errorf("DaemonSet: capabilities %v, want %v for announce.mode interface", got, want)
+	for values, want := range map[string][]corev1.Capability{
+		plain:                    {"NET_BIND_SERVICE"},
+		variants(t)["daemonset"]: {"NET_BIND_SERVICE", "NET_ADMIN", "NET_RAW"}, // for announce.mode interface
+		variants(t)["kernel"]:    {"NET_BIND_SERVICE", "NET_ADMIN", "NET_RAW"}, // for engine nftables
+	} {
+		edges := find[appsv1.DaemonSet](t, render(t, values), "DaemonSet", "eclusa-edge")
+		if got := edges.Spec.Template.Spec.Containers[0].SecurityContext.Capabilities.Add; !cmp.Equal(got, want) {
+			t.Errorf("DaemonSet of %s: capabilities %v, want %v", values, got, want)
+		}
 	}
 }
 

@@ -119,7 +119,7 @@ func TestSchemaKnowsTheEdge(t *testing.T) {
 		t.Fatal(err)
 	}
 	set := []string{".name", ".stateDir", ".api.listen", ".api.certFile", ".api.keyFile", ".api.clientCAFile", ".management", ".management.listen", ".management.tokenFile",
-		".management.certFile", ".management.keyFile", ".management.clientCAFile", ".drainTimeout"}
+		".management.certFile", ".management.keyFile", ".management.clientCAFile", ".drainTimeout", ".nftables.sourceAddresses"}
 	root := readSchema(t)
 	known := map[string]bool{}
 	root.Properties["edge"].Properties["config"].paths(root, "", known)

@@ -221,12 +221,13 @@ func (w watch) diskFull(t *testing.T, ns string, s *spare) {
 	command(t, w.c.edge.Host, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", s.stateDir())
 	t.Cleanup(func() {
 		s.kill()
-		err := poll(context.Background(), 5*time.Second, func() error { // what it had open is let go of after it
+		// It was found busy once: somebody may look at it for a moment.
+		err := poll(context.Background(), 5*time.Second, func() error {
 			out, err := w.c.edge.Command(context.Background(), "umount", s.stateDir()).CombinedOutput()
 			if err != nil {
-				return fmt.Errorf("umount: %w: %s", err, out)
+				err = fmt.Errorf("umount: %w: %s", err, out)
 			}
-			return nil
+			return err
 		})
 		if err != nil {
 			t.Error(err)

@@ -115,7 +115,7 @@ func (c *cluster) watch(t *testing.T) watch {
 		Dir: t.TempDir(), Rules: []string{"../charts/eclusa/files/alerts.yaml"}, Hasten: time.Second,
 		Shorten: map[string]monitoring.Replacement{
 			"EclusaEdgeBehind":         {Old: "> 60", New: "> 2"},
-			"EclusaDriftRepeated":      {Old: "[1h]", New: "[10s]"},
+			"EclusaDriftRepeated":      {Old: "[1h]", New: "[20s]"},
 			"EclusaStatusesNotWritten": {Old: "[5m]", New: "[5s]"},
 		},
 		Targets: map[string][]string{"edge": edges, "manager": managers},

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func TestEdgeDaemonSetIsUpgraded(t *testing.T) {
 	c := inLab(t)
 	ns := c.namespace(t)
 	node := c.Nodes[0]
-	d := c.installDaemonSet(t, node)
+	d := c.installDaemonSet(t, node, "proxy")
 	c.deploy(t, ns, "web", 2)
 	c.makePool(t, "on-nodes", "172.30.0.192/32", map[string]any{"matchLabels": map[string]any{"where": "node"}})
 	t.Cleanup(func() { // before the pool and its edge go
@@ -73,19 +74,66 @@ func TestEdgeDaemonSetIsUpgraded(t *testing.T) {
 	load.stop(t)
 }
 
+// An edge on a Node whose kernel carries the traffic, beside kube-proxy, whose
+// settings of the kernel it leaves alone.
+func TestEdgeDaemonSetInKernel(t *testing.T) {
+	c := inLab(t)
+	ns := c.namespace(t)
+	node := c.Nodes[0]
+	c.installDaemonSet(t, node, "nftables")
+	c.deploy(t, ns, "web", 2)
+	c.makePool(t, "on-nodes", "172.30.0.192/32", map[string]any{"matchLabels": map[string]any{"where": "node"}})
+	t.Cleanup(func() { // before the pool and its edge go
+		if err := poll(context.Background(), 20*time.Second, func() error { return c.withoutServices(context.Background(), ns) }); err != nil {
+			t.Error(err)
+		}
+		// The kernel would serve on without the pod.
+		if out, err := node.Command(context.Background(), "nft", "delete", "table", "inet", "eclusa").CombinedOutput(); err != nil {
+			t.Errorf("delete the table: %v: %s", err, out)
+		}
+	})
+	const setting = "net.netfilter.nf_conntrack_tcp_loose"
+	if out, err := node.Command(t.Context(), "cat", "/proc/sys/"+strings.ReplaceAll(setting, ".", "/")).CombinedOutput(); err != nil || string(out) != "1\n" {
+		t.Errorf("%s on the Node: got %q, %v; want it left alone", setting, out, err)
+	}
+
+	s := lab.Service(ns, "web")
+	s.Annotations = map[string]string{"eclusa.io/address-pool": "on-nodes"}
+	s.Spec.Ports = append(s.Spec.Ports,
+		corev1.ServicePort{Name: "echo", Port: 7000, TargetPort: intstr.FromString("tcp-echo")},
+		corev1.ServicePort{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromString("udp-echo")})
+	address := c.serve(t, s)[0]
+	for _, from := range []*lab.Host{c.client, c.podOn(t, ns, "web", c.Nodes[1])} {
+		answers(t, from, netip.AddrPortFrom(address, 80))
+		eventually(t, 10*time.Second, func() error {
+			_, err := askUDP(t.Context(), from, netip.AddrPortFrom(address, 53), "question")
+			return err
+		})
+	}
+	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(address, 80), 50)
+	talk := startTalk(t, c.client, netip.AddrPortFrom(address, 7000))
+	pause(t.Context(), 2*time.Second)
+	if err := talk.end(); err != nil {
+		t.Errorf("the long connection: %v", err)
+	}
+	load.stop(t)
+}
+
 // A daemonSet is the chart's DaemonSet with an edge on one Node.
 type daemonSet struct {
 	c    *cluster
 	helm string
 	node *lab.Node
 	dir  string
+
+	engine string
 }
 
 // installDaemonSet prepares the Node as an administrator does, upgrades the release
 // and waits until the edge is ready.
-func (c *cluster) installDaemonSet(t *testing.T, node *lab.Node) daemonSet {
+func (c *cluster) installDaemonSet(t *testing.T, node *lab.Node, engine string) daemonSet {
 	t.Helper()
-	d := daemonSet{c: c, helm: c.helms(t)["helm4"], node: node, dir: t.TempDir()}
+	d := daemonSet{c: c, helm: c.helms(t)["helm4"], node: node, dir: t.TempDir(), engine: engine}
 	program := c.edge.Process.Args[0]
 	image := filepath.Join(d.dir, "edge.tar")
 	if err := lab.WriteImage(image, edgeRepository+":lab", program); err != nil {
@@ -143,10 +191,11 @@ edge:
   drainSeconds: 10
   podAnnotations: {version: %s}
   config:
+    engine: %s
     announce: {mode: interface, interface: eth0}
     clusters:
       - {name: %s, addressRanges: [172.30.0.192/26], nodeRanges: [172.30.0.0/25]}
-`, edgeRepository, d.node.Name, d.node.Addr4, filepath.Join(filepath.Dir(d.c.edge.StateDir()), d.node.Name+".state"), annotation, lab.ClusterName)
+`, edgeRepository, d.node.Name, d.node.Addr4, filepath.Join(filepath.Dir(d.c.edge.StateDir()), d.node.Name+".state"), annotation, d.engine, lab.ClusterName)
 	file := filepath.Join(d.dir, annotation+".yaml")
 	if err := os.WriteFile(file, []byte(values), 0o600); err != nil {
 		t.Fatal(err)

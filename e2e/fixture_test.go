@@ -7,9 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -33,27 +31,6 @@ type cluster struct {
 	edge    *lab.Edge
 }
 
-// labs are those of the run. A test takes one that is idle, or brings one up, and
-// gives it back. Two are enough: tests wait more than they compute, and two use up
-// two processors and two gigabytes.
-var labs = struct {
-	mu     sync.Mutex
-	idle   []*cluster
-	begun  int // how many were brought up
-	places chan struct{}
-}{places: make(chan struct{}, 2)}
-
-func TestMain(m *testing.M) {
-	code := m.Run()
-	for _, c := range labs.idle {
-		if err := c.Down(); err != nil {
-			fmt.Fprintln(os.Stderr, "take the lab down:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
 const (
 	// nodeGrace is how long Kubernetes waits for a silent kubelet here: less than
 	// usual, and more than a node is cut off in a test that is not about that.
@@ -67,67 +44,6 @@ const (
 	// them, and few enough to be used up.
 	manyNodePorts = 1700
 )
-
-// inLab returns a lab that no other test uses meanwhile, while others run in
-// others. Without root the test is skipped, but fails in CI, where it must not be
-// missed.
-func inLab(t *testing.T) *cluster {
-	t.Helper()
-	needRoot(t)
-	t.Parallel()
-	return takeLab(t)
-}
-
-// inLabAlone is inLab for tests that measure: no other test runs meanwhile.
-func inLabAlone(t *testing.T) *cluster {
-	t.Helper()
-	needRoot(t)
-	return takeLab(t)
-}
-
-func takeLab(t *testing.T) *cluster {
-	t.Helper()
-	labs.places <- struct{}{}
-	var c *cluster
-	t.Cleanup(func() { giveLab(t, c) })
-	labs.mu.Lock()
-	if n := len(labs.idle); n > 0 {
-		c, labs.idle = labs.idle[n-1], labs.idle[:n-1]
-		labs.mu.Unlock()
-		return c
-	}
-	labs.begun++
-	o := lab.Options{
-		Log: os.Stderr, NodeGrace: nodeGrace, Lease: lease,
-		NodePortRange: fmt.Sprintf("30000-%d", 30000+manyNodePorts-1),
-	}
-	if dir := logDir(); dir != "" {
-		o.LogDir = filepath.Join(dir, fmt.Sprintf("lab-%d", labs.begun))
-	}
-	labs.mu.Unlock()
-	var err error
-	if c, err = start(context.Background(), o); err != nil {
-		t.Fatalf("bring a lab up: %v", err)
-	}
-	return c
-}
-
-// giveLab takes a lab back. One in which a test has failed may not be whole: the
-// next test gets another.
-func giveLab(t *testing.T, c *cluster) {
-	defer func() { <-labs.places }()
-	switch {
-	case c == nil:
-	case t.Failed():
-		if err := c.Down(); err != nil {
-			t.Error(err)
-		}
-	default:
-		labs.mu.Lock()
-		defer labs.mu.Unlock()
-		labs.idle = append(labs.idle, c)
-	}
-}
 
 func needRoot(t *testing.T) {
 	t.Helper()

@@ -16,12 +16,9 @@ import (
 )
 
 // The release is upgraded and uninstalled with a version of Helm, and installed
-// again with the other, each taking over what the other has left. Traffic goes on
-// all the time, and every Service keeps its address.
-func TestReleaseIsReplacedWithHelm4(t *testing.T) { replaceRelease(t, "helm4", "helm3") }
-func TestReleaseIsReplacedWithHelm3(t *testing.T) { replaceRelease(t, "helm3", "helm4") }
-
-func replaceRelease(t *testing.T, now, next string) {
+// again with the other, each taking over what the other has left; and the same the
+// other way round. Traffic goes on all the time, and every Service keeps its address.
+func TestReleaseIsReplaced(t *testing.T) {
 	c := inLab(t)
 	ns := c.namespace(t)
 	c.deploy(t, ns, "web", 2)
@@ -40,11 +37,22 @@ func replaceRelease(t *testing.T, now, next string) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
+		if !t.Failed() {
+			return // it was installed last as it was in the beginning
+		}
 		if err := c.helm(ctx, helms["helm4"], "upgrade", "--install", lab.Release, "../charts/eclusa", "--values", c.Values()); err != nil {
 			t.Error(err)
 		}
 		c.ensureCCM(t)
 	})
+	for _, versions := range [][2]string{{"helm4", "helm3"}, {"helm3", "helm4"}} {
+		c.replaceRelease(t, ns, before, helms, versions[0], versions[1])
+	}
+	load.stop(t)
+}
+
+func (c *cluster) replaceRelease(t *testing.T, ns string, before map[string]netip.Addr, helms map[string]string, now, next string) {
+	t.Helper()
 	begun := time.Now()
 	c.upgrade(t, helms[now])
 	t.Logf("upgraded with %s in %s", now, time.Since(begun).Round(time.Millisecond))
@@ -63,12 +71,11 @@ func replaceRelease(t *testing.T, now, next string) {
 	}
 	c.ensureCCM(t)
 	t.Logf("a manager leads %s after the installation with %s was begun", time.Since(begun).Round(time.Millisecond), next)
-	fresh := lab.Service(ns, "after")
+	fresh := lab.Service(ns, "after-"+now)
 	fresh.Spec.Selector = map[string]string{"app": "web"}
 	before[fresh.Name] = c.serve(t, fresh)[0]
 	answers(t, c.client, netip.AddrPortFrom(before[fresh.Name], 80))
 	c.sameAddresses(t, ns, before)
-	load.stop(t)
 }
 
 // upgrade changes flags of the managers, so that their pods are replaced. (A

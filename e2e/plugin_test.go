@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,14 +67,28 @@ func TestPlugin(t *testing.T) {
 // buildPlugin builds kubectl-eclusa.
 func buildPlugin(t *testing.T) string {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "kubectl-eclusa")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-s -w", "-o", file, "../cmd/kubectl-eclusa")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the plugin: %v\n%s", err, out)
+	file, err := builtPlugin()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return file
 }
+
+// builtPlugin is the plugin that all tests of a run share, in its folder.
+var builtPlugin = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "e2e-plugin-")
+	if err != nil {
+		return "", err
+	}
+	atEnd(func() error { return os.RemoveAll(dir) })
+	file := filepath.Join(dir, "kubectl-eclusa")
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", file, "../cmd/kubectl-eclusa")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the plugin: %w\n%s", err, out)
+	}
+	return file, nil
+})
 
 // person makes a ServiceAccount, binds it to roles of the chart, those with a
 // namespace there and others in the whole cluster, and returns its kubeconfig.

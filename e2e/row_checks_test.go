@@ -7,11 +7,9 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
-	"github.com/eclusa-lb/eclusa/lab"
 )
 
 var checkEntries = []entry{
@@ -108,138 +106,6 @@ func badChecks(t *testing.T, s *stage) {
 		}
 		fromOutside.of(s).answers(t, "tcp", o.at(80))
 	}
-}
-
-var nodeEntries = []entry{
-	{section: "Nodes", name: "excluded by label", alone: true, run: func(t *testing.T, s *stage) {
-		leaves(t, s, func(n *lab.Node) { s.label(t, n, corev1.LabelNodeExcludeBalancers, "true") },
-			func(n *lab.Node) { s.label(t, n, corev1.LabelNodeExcludeBalancers, "") })
-	}},
-	{section: "Nodes", name: "to be deleted by an autoscaler", alone: true, run: func(t *testing.T, s *stage) {
-		leaves(t, s, func(n *lab.Node) {
-			t.Cleanup(func() { s.patchNode(t, n, `{"spec":{"taints":null}}`) })
-			s.patchNode(t, n, `{"spec":{"taints":[{"key":"ToBeDeletedByClusterAutoscaler","effect":"NoSchedule"}]}}`)
-		}, func(n *lab.Node) { s.patchNode(t, n, `{"spec":{"taints":null}}`) })
-	}},
-	{section: "Nodes", name: "cordoned nodes stay unless the manager is told otherwise", alone: true, run: cordoned},
-	{section: "Nodes", name: "selected by the Service", run: selected},
-	{section: "Nodes", name: "weights", alone: true, run: weights},
-}
-
-// leaves takes a node out while a connection through it is open: new connections go
-// elsewhere, the open one goes on.
-func leaves(t *testing.T, s *stage, out, back func(*lab.Node)) {
-	o := s.serve(t, "", local, ports("web 80/TCP http", "echo 7/TCP tcp-echo"), annotated("drain-timeout", "1m"))
-	from := fromOutside.of(s)
-	victim, other := s.Nodes[0], s.Nodes[1]
-	o.untilAll(t)
-	talks := []*talk{from.talk(t, o.at(7)), from.talk(t, o.at(7))}
-	out(victim)
-	eventually(t, 10*time.Second, func() error {
-		node, err := from.sameNode(t.Context(), "tcp", o.at(80), 10)
-		if err == nil && node != other.Name {
-			err = fmt.Errorf("answered on %s, want %s only", node, other.Name)
-		}
-		return err
-	})
-	for _, talk := range talks {
-		if err := talk.end(); err != nil {
-			t.Errorf("an open connection broke when %s left: %v", victim.Name, err)
-		}
-	}
-	back(victim)
-	s.untilServing(t, o.at(80), victim.Name)
-}
-
-func cordoned(t *testing.T, s *stage) {
-	o := s.serve(t, "", local)
-	t.Cleanup(func() { s.patchNode(t, s.Nodes[0], `{"spec":{"unschedulable":null}}`) })
-	s.patchNode(t, s.Nodes[0], `{"spec":{"unschedulable":true}}`)
-	// The Service made after it is served: by then the cordon was seen.
-	s.serve(t, "later")
-	o.untilAll(t)
-	if err := o.members(t, len(s.Nodes)); err != nil {
-		t.Error(err)
-	}
-}
-
-func selected(t *testing.T, s *stage) {
-	o := s.serve(t, "", local, annotated("node-selector", corev1.LabelHostname+"="+s.Nodes[1].Name))
-	at := o.at(80)
-	fromOutside.of(s).answers(t, "tcp", at)
-	if node, err := fromOutside.of(s).sameNode(t.Context(), "tcp", at, 10); err != nil || node != s.Nodes[1].Name {
-		t.Errorf("answered on %q, %v; want %s only", node, err, s.Nodes[1].Name)
-	}
-	o.change(t, annotated("node-selector", corev1.LabelHostname+" in ("+s.Nodes[0].Name+")"))
-	eventually(t, 10*time.Second, func() error {
-		node, err := fromOutside.of(s).sameNode(t.Context(), "tcp", at, 10)
-		if err == nil && node != s.Nodes[0].Name {
-			err = fmt.Errorf("answered on %s, want %s only", node, s.Nodes[0].Name)
-		}
-		return err
-	})
-	bad := s.make(t, "bad", annotated("node-selector", "a in"))
-	bad.warns(t, "node-selector", "label selector")
-	nobody := s.serve(t, "nobody", annotated("node-selector", "no-such-label"))
-	nobody.is(t, "BackendsHealthy", metav1.ConditionFalse, "node")
-	fromOutside.of(s).refused(t, "tcp", nobody.at(80))
-}
-
-// counted makes n new connections and counts who answered.
-func (c caller) counted(t *testing.T, o *served, n int) map[string]int {
-	t.Helper()
-	counts := map[string]int{}
-	for range n {
-		a, err := c.ask(t.Context(), "tcp", o.at(80))
-		if err != nil {
-			t.Fatal(err)
-		}
-		counts[a.node]++
-	}
-	return counts
-}
-
-func weights(t *testing.T, s *stage) {
-	o := s.serve(t, "", local)
-	heavy, light := s.Nodes[0], s.Nodes[1]
-	t.Cleanup(func() { s.patchNode(t, heavy, `{"metadata":{"annotations":{"eclusa.io/weight":null}}}`) })
-	o.untilAll(t)
-	s.patchNode(t, heavy, `{"metadata":{"annotations":{"eclusa.io/weight":"3"}}}`)
-	quarter := func(what string, counts map[string]int, of int) error {
-		if n := counts[light.Name]; n < of/10 || n > of*4/10 {
-			return fmt.Errorf("%s: %v of %d connections, want a quarter on %s", what, counts, of, light.Name)
-		}
-		t.Logf("%s with weights 3 and 1: %v", what, counts)
-		return nil
-	}
-	eventually(t, 20*time.Second, func() error { return quarter("round-robin", fromOutside.of(s).counted(t, o, 100), 100) })
-	nodes := s.nodesOfPods(t, s.ns)
-	for _, algorithm := range []string{"least-connections", "random-two-choices"} {
-		// These look at what is open.
-		o := s.serve(t, algorithm, local, ports("echo 7/TCP tcp-echo"), annotated("algorithm", algorithm))
-		o.untilAll(t)
-		counts := map[string]int{}
-		for range 40 {
-			counts[nodes[o.startTalk(t).pod]]++
-		}
-		if err := quarter(algorithm, counts, 40); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// nodesOfPods says where each pod of the namespace is.
-func (c *cluster) nodesOfPods(t *testing.T, ns string) map[string]string {
-	t.Helper()
-	pods, err := c.kube.CoreV1().Pods(ns).List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	nodes := map[string]string{}
-	for _, p := range pods.Items {
-		nodes[p.Name] = p.Spec.NodeName
-	}
-	return nodes
 }
 
 var algorithmEntries = []entry{

@@ -95,6 +95,46 @@ func externalIPs(t *testing.T, s *stage) {
 var classEntries = []entry{
 	{section: "Class", name: "is changed with the type, before anybody has looked", run: classChanges},
 	{section: "Class", name: "of somebody else is left alone", run: foreignClass},
+	{section: "Class", name: "none, with the address of somebody else in the status", told: true, away: carryForeign, run: foreignAddress},
+}
+
+// elsewhere is an address that no pool of ours has.
+const elsewhere = "198.51.100.9"
+
+// carryForeign makes a Service without class that somebody else serves, before any
+// manager looks at it.
+func carryForeign(t *testing.T, s *stage) {
+	o := s.make(t, "foreign")
+	svc := o.get(t)
+	svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: elsewhere}}
+	if _, err := s.kube.CoreV1().Services(o.ns).UpdateStatus(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// foreignAddress leaves that Service alone, until the other has let go of it.
+func foreignAddress(t *testing.T, s *stage) {
+	o := &served{stage: s, ns: s.ns, name: s.title + "-foreign"}
+	if c := o.is(t, "AddressAssigned", metav1.ConditionFalse, "loadBalancerClass"); c.Reason != "ForeignAddress" {
+		t.Errorf("reason %q, want ForeignAddress", c.Reason)
+	}
+	s.serve(t, "later") // by then the edge would have the other one too
+	svc := o.get(t)
+	if in := svc.Status.LoadBalancer.Ingress; len(in) != 1 || in[0].IP != elsewhere {
+		t.Errorf("the status has %+v, want %s as it was", in, elsewhere)
+	}
+	if len(svc.Annotations) > 0 || len(svc.Status.Conditions) != 1 {
+		t.Errorf("annotations %v and conditions %+v, want nothing but why it is left alone", svc.Annotations, svc.Status.Conditions)
+	}
+	if status, err := s.edgeStatus(t.Context(), o.ns+"/"+o.name); err != nil || len(status.LoadBalancers) > 0 {
+		t.Errorf("the edge has %+v, %v; want nothing of the Service", status.LoadBalancers, err)
+	}
+	svc.Status.LoadBalancer.Ingress = nil
+	if _, err := s.kube.CoreV1().Services(o.ns).UpdateStatus(t.Context(), svc, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	o.wait(t)
+	fromOutside.of(s).answers(t, "tcp", o.at(80))
 }
 
 // A Service has exactly one owner in the end.

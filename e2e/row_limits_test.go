@@ -20,16 +20,15 @@ import (
 	"github.com/eclusa-lb/eclusa/lab"
 )
 
-var limitEntries = []entry{
+var limitEntries = append(both(entry{section: "Timeouts and limits", name: "connect-timeout"}, connectTimeout), []entry{
 	{section: "Timeouts and limits", name: "idle-timeout ends what is silent", run: idleTimeout},
 	{section: "Timeouts and limits", name: "udp-idle-timeout ends what is silent", run: udpIdleTimeout},
 	{section: "Timeouts and limits", name: "drain-timeout lets a removed port's connections go on for so long", run: drainTimeout},
 	{section: "Timeouts and limits", name: "max-connections refuses what is beyond", run: maxConnectionsEntry},
-	{section: "Timeouts and limits", name: "connect-timeout", run: connectTimeout},
 	{section: "Timeouts and limits", name: "on-unhealthy resets or keeps what is open to a dead node", alone: true, run: deadNode},
 	{section: "Timeouts and limits", name: "are explained with their origin", run: explainedLimits},
 	{section: "Timeouts and limits", name: "out of bounds are refused one by one", run: badLimits},
-}
+}...)
 
 // quiet connects to the echo port and says nothing.
 func (c caller) quiet(t *testing.T, o *served) (conn net.Conn, r *bufio.Reader, pod string) {
@@ -131,27 +130,36 @@ func maxConnectionsEntry(t *testing.T, s *stage) {
 	from.answers(t, "tcp", o.at(80))
 }
 
-// connectTimeout has an endpoint that nobody answers at: the edge gives up each
-// attempt after the timeout, and the client soon learns that there is nobody.
-func connectTimeout(t *testing.T, s *stage) {
-	o := s.make(t, "", func(svc *corev1.Service) { svc.Spec.Selector = nil }, annotated("connect-timeout", "100ms"))
-	o.endpoint(t, netip.MustParseAddr("172.30.0.99"), s.Nodes[0], 80)
+// connectTimeout has endpoints of both families that nobody answers at: the edge gives
+// up each attempt after the timeout, and the client soon learns that there is nobody.
+func connectTimeout(t *testing.T, s *stage, from caller) {
+	last := 99
+	if from.host == s.inside {
+		last = 98
+	}
+	o := s.make(t, "", dualStack, func(svc *corev1.Service) { svc.Spec.Selector = nil }, annotated("connect-timeout", "100ms"))
+	for _, nobody := range []string{"172.30.0.%d", "fd00:30::%d"} {
+		o.endpoint(t, netip.MustParseAddr(fmt.Sprintf(nobody, last)), s.Nodes[0], 80)
+	}
 	o.wait(t)
 	o.explained(t, "connect timeout 100ms", "eclusa.io/connect-timeout")
-	eventually(t, 10*time.Second, func() error {
-		begun := time.Now()
-		_, err := fromOutside.of(s).get(t.Context(), o.at(80))
-		took := time.Since(begun)
-		switch {
-		case err == nil:
-			return errors.New("an endpoint that does not exist answers")
-		case took < 100*time.Millisecond:
-			return fmt.Errorf("failed after %s already: %w", took, err)
-		case took > time.Second:
-			return fmt.Errorf("failed only after %s: %w", took, err)
-		}
-		return nil
-	})
+	for _, six := range []bool{false, true} {
+		at := o.of(t, six, 80)
+		eventually(t, 10*time.Second, func() error {
+			begun := time.Now()
+			_, err := from.get(t.Context(), at)
+			took := time.Since(begun)
+			switch {
+			case err == nil:
+				return errors.New("an endpoint that does not exist answers")
+			case took < 100*time.Millisecond:
+				return fmt.Errorf("%s fails after %s already: %w", at, took, err)
+			case took > time.Second:
+				return fmt.Errorf("%s fails only after %s: %w", at, took, err)
+			}
+			return nil
+		})
+	}
 }
 
 // deadNode cuts a node off that has an open connection of each Service.
@@ -237,7 +245,7 @@ func planned(t *testing.T, s *stage) {
 	svc := lab.Service(s.ns, s.title)
 	svc.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}
 	svc.Spec.Selector = map[string]string{"app": "web"}
-	annotated("algoritm", "source-hash", "idle-timeout", "1ms", "health-check-interval", "soon")(svc)
+	annotated("drain-timout", "1m", "idle-timeout", "1ms", "health-check-interval", "soon")(svc)
 	manifest, err := yaml.Marshal(svc)
 	if err != nil {
 		t.Fatal(err)
@@ -246,7 +254,7 @@ func planned(t *testing.T, s *stage) {
 	if err := os.WriteFile(file, manifest, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	words := []string{"eclusa.io/algoritm", "did you mean eclusa.io/algorithm?", "eclusa.io/idle-timeout", "1ms", "eclusa.io/health-check-interval", "soon"}
+	words := []string{"eclusa.io/drain-timout", "did you mean eclusa.io/drain-timeout?", "eclusa.io/idle-timeout", "1ms", "eclusa.io/health-check-interval", "soon"}
 	stdout, stderr, _ := s.plugin.run(t, "plan", "-f", file)
 	wantWords(t, "the plan", stdout+stderr, words)
 	o := s.make(t, "", func(o *corev1.Service) { o.Annotations = svc.Annotations })

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"hash/fnv"
 	"net/netip"
@@ -26,6 +27,11 @@ type entry struct {
 	// alone is for entries that change nodes or measure time: no other runs
 	// meanwhile.
 	alone bool
+	// told is for entries about what the manager is told for all Services: it runs
+	// with toldSettings then, and no other entry meanwhile.
+	told bool
+	// away, unless nil, is what happens before, while no manager runs.
+	away func(*testing.T, *stage)
 	// run makes the Services that it needs and leaves nothing else behind.
 	run func(*testing.T, *stage)
 }
@@ -35,7 +41,7 @@ func entries() []entry {
 	var all []entry
 	for _, part := range [][]entry{
 		endpointEntries, portEntries, sourceEntries, affinityEntries, localEntries, proxyEntries, familyEntries,
-		addressEntries, sharingEntries, kindEntries, checkEntries, nodeEntries, algorithmEntries, limitEntries,
+		addressEntries, sharingEntries, kindEntries, checkEntries, nodeEntries, nodeAddressEntries, algorithmEntries, limitEntries,
 		classEntries, refusalEntries, pageEntries,
 	} {
 		all = append(all, part...)
@@ -69,7 +75,7 @@ func TestEverythingAServiceCanSay(t *testing.T) {
 		var g errgroup.Group
 		g.SetLimit(atOnce)
 		for _, e := range all {
-			if !e.alone {
+			if !e.alone && !e.told {
 				g.Go(func() error {
 					t.Run(e.section+"/"+e.name, func(t *testing.T) { e.run(t, shared.forEntry(e)) })
 					return nil
@@ -81,6 +87,41 @@ func TestEverythingAServiceCanSay(t *testing.T) {
 	for _, e := range all {
 		if e.alone {
 			t.Run("alone/"+e.section+"/"+e.name, func(t *testing.T) { e.run(t, shared.forEntry(e)) })
+		}
+	}
+	t.Run("told", func(t *testing.T) { shared.runTold(t, all) })
+}
+
+// toldSettings are values of the chart other than the default.
+const toldSettings = "drainCordonedNodes=true,nodeAddressTypes={ExternalIP,InternalIP}"
+
+// runTold runs the entries for which the manager has other settings.
+func (s *stage) runTold(t *testing.T, all []entry) {
+	helm := s.helms(t)["helm4"]
+	// All managers end first, since nobody needs them meanwhile: that is quicker than
+	// one after the other.
+	upgrade := func(ctx context.Context, away func(), more ...string) {
+		if err := s.Manager.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		away()
+		args := append([]string{"upgrade", lab.Release, "../charts/eclusa", "--values", s.Values()}, more...)
+		if err := s.helm(ctx, helm, args...); err != nil {
+			t.Error(err)
+		}
+		s.ensureCCM(t)
+	}
+	t.Cleanup(func() { upgrade(cleanup(t), func() {}) })
+	upgrade(t.Context(), func() {
+		for _, e := range all {
+			if e.away != nil {
+				e.away(t, s.forEntry(e))
+			}
+		}
+	}, "--set", toldSettings)
+	for _, e := range all {
+		if e.told {
+			t.Run(e.section+"/"+e.name, func(t *testing.T) { e.run(t, s.forEntry(e)) })
 		}
 	}
 }

@@ -51,11 +51,10 @@ const (
 // and a sick node cost. The nodes have no kubelets; their
 // health port is real.
 func TestScale(t *testing.T) {
-	needRoot(t)
 	if testing.Short() {
 		t.Skip("takes minutes")
 	}
-	t.Parallel()
+	takeTurn(t, false)
 	c, err := start(t.Context(), lab.Options{
 		Name: "scale", Nodes: -1, Clients: 2, SingleStack: true, Log: os.Stderr, LogDir: logDir(),
 		ServiceCIDR: "10.96.0.0/12", NodePortRange: "10000-32767",

@@ -283,7 +283,7 @@ func (c *cluster) admit(before *held, w lb.Write) error {
 	case before.epoch == w.Epoch && w.Config.Revision < before.config.Revision:
 		return fmt.Errorf("set %q to revision %d: revision %d was set in this epoch already: %w", c.name, w.Config.Revision, before.config.Revision, lb.ErrConflict)
 	}
-	if err := c.policy.Admits(w.Config); err != nil {
+	if err := c.policy.Admits(before.config, w.Config); err != nil {
 		return fmt.Errorf("set %q: %w", c.name, err)
 	}
 	err := c.guard.check(before.config, w.Config, w.ConfirmedRemovals, c.now())

@@ -150,6 +150,7 @@ type Edge struct {
 	healthPath string
 
 	hints     atomic.Pointer[map[hint]healthcheck.Target] // for the engine, from its goroutines
+	silence   silence
 	registry  *prometheus.Registry
 	maxSeries int
 	ready     atomic.Bool // the first table is in force
@@ -286,10 +287,21 @@ func (e *Edge) Cluster(name lb.Cluster) lb.Balancer {
 }
 
 // DialFailed tells that a connection to a member has just failed, as the engine
-// has found: the member is probed at once.
-func (e *Edge) DialFailed(name lb.Cluster, check lb.CheckID, node lb.NodeName) {
-	if t, ok := (*e.hints.Load())[hint{name, check, node}]; ok {
-		e.checker.Hint(t)
+// has found: the member is probed at once. If it did not answer at all, it is no last
+// resort any more.
+func (e *Edge) DialFailed(name lb.Cluster, check lb.CheckID, node lb.NodeName, err error) {
+	h := hint{name, check, node}
+	t, ok := (*e.hints.Load())[h]
+	if !ok {
+		return
+	}
+	e.checker.Hint(t)
+	if !errors.Is(err, unix.ETIMEDOUT) && !errors.Is(err, unix.EHOSTUNREACH) {
+		return
+	}
+	r, _ := e.checker.Result(t)
+	if r.State == healthcheck.Draining && e.silence.note(h, r.Since, time.Now()) {
+		e.kick()
 	}
 }
 

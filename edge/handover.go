@@ -22,6 +22,9 @@ import (
 // serves in its place.
 const successorInterval = 250 * time.Millisecond
 
+// rangesInterval is how often it looks whether a cluster has written.
+const rangesInterval = time.Second
+
 // errAbandoned is what Run returns of an edge whose successors have ended first.
 var errAbandoned = errors.New("the process that has taken over has ended")
 
@@ -255,8 +258,13 @@ func (l *loop) drain(ctx context.Context) error {
 	l.log.Info("another process has taken over; open connections may end here", zap.Duration("within", l.upgradeDrainTimeout), zap.Int64("connections", l.activeConnections()))
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.upgradeDrainTimeout)
 	defer cancel()
+	var watching sync.WaitGroup
+	defer watching.Wait()
 	within, abandon := context.WithCancelCause(within)
 	defer abandon(nil)
+	if engine, ok := l.engine.(lb.Restricter); ok {
+		watching.Go(func() { l.watchRanges(within, engine) })
+	}
 	stop := sync.OnceFunc(func() {
 		l.log.Info("asked to stop; open connections may end", zap.Duration("within", l.drainTimeout))
 		time.AfterFunc(l.drainTimeout, cancel)
@@ -271,6 +279,56 @@ func (l *loop) drain(ctx context.Context) error {
 		return errors.Join(err, cause)
 	}
 	return err
+}
+
+// watchRanges keeps to the source ranges that clusters write to the successor: who is
+// shut out there must not go on here.
+func (l *loop) watchRanges(ctx context.Context, engine lb.Restricter) {
+	tick := time.NewTicker(rangesInterval)
+	defer tick.Stop()
+	seen := make(map[lb.Cluster]os.FileInfo, len(l.clusters))
+	for {
+		changed := false
+		for name, c := range l.clusters {
+			info, err := os.Stat(c.configFile.path)
+			if err != nil || seen[name] != nil && os.SameFile(info, seen[name]) && info.ModTime().Equal(seen[name].ModTime()) {
+				continue
+			}
+			seen[name], changed = info, true
+		}
+		if changed {
+			engine.Restrict(l.savedRanges())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// savedRanges returns the source ranges of load balancers as they are saved now. What
+// cannot be read restricts nobody.
+func (l *loop) savedRanges() map[lb.Owner][]netip.Prefix {
+	all := make(map[lb.Owner][]netip.Prefix)
+	for name, c := range l.clusters {
+		err := c.configFile.read(c.configFile.path, func(data []byte) error {
+			h, err := decodeState(data)
+			if err != nil {
+				return err
+			}
+			for uid, b := range h.config.LoadBalancers {
+				if len(b.SourceRanges) > 0 && !slices.ContainsFunc(b.SourceRanges, func(p netip.Prefix) bool { return !p.IsValid() }) {
+					all[lb.Owner{Cluster: name, UID: uid}] = b.SourceRanges
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			l.log.Warn("the source ranges that a cluster has written since the hand-over cannot be read; open connections that they forbid may go on here", zap.String("cluster", string(name)), zap.Error(err))
+		}
+	}
+	return all
 }
 
 // watchSuccessor waits until no process has the state directory any more: all that

@@ -348,10 +348,59 @@ func TestStopIsMarked(t *testing.T) {
 	}
 }
 
+// Who is shut out after a hand-over is shut out of the process before too.
+func TestRangesReachTheDraining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		engine := &busyEngine{Engine: b.engine, cut: make(chan struct{}), restricted: make(chan map[lb.Owner][]netip.Prefix, 10)}
+		b.edge.engine = engine
+		b.run()
+		epoch := b.claim("prod")
+		b.set("prod", epoch, testConfig(1, 2, 1))
+		b.status("prod", "applied", func(s lb.Status) bool { return len(s.LoadBalancers) == 2 })
+		p, err := b.edge.Pause(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := b.successor(p, func() error { return nil }, p.Release)
+		next.run()
+		if got := <-engine.restricted; len(got) != 0 {
+			t.Errorf("before a change: got %v; want nobody restricted", got)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n := len(engine.restricted); n != 0 {
+			t.Errorf("without a change: got %d calls; want none", n)
+		}
+		config := testConfig(2, 2, 1)
+		l := config.LoadBalancers["u1"]
+		l.SourceRanges = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+		config.LoadBalancers["u1"] = l
+		start := time.Now()
+		next.set("prod", epoch, config)
+		got := <-engine.restricted
+		if all := got[lb.Owner{Cluster: "prod", UID: "u1"}]; len(got) != 1 || len(all) != 1 || all[0] != l.SourceRanges[0] {
+			t.Errorf("after a change: got %v; want the range of u1", got)
+		}
+		if took := time.Since(start); took > rangesInterval {
+			t.Errorf("after a change: got it after %s; want %s", took, rangesInterval)
+		}
+		next.stop()
+		b.stop()
+	})
+}
+
 // busyEngine has connections that never end by themselves.
 type busyEngine struct {
 	lb.Engine
-	cut chan struct{}
+	cut        chan struct{}
+	restricted chan map[lb.Owner][]netip.Prefix
+}
+
+func (e *busyEngine) Restrict(allowed map[lb.Owner][]netip.Prefix) {
+	if e.restricted != nil {
+		e.restricted <- allowed
+	}
 }
 
 func (e *busyEngine) Shutdown(ctx context.Context) error {

@@ -20,9 +20,9 @@ const maxHealth = 256 << 20
 // The health file remembers what was known of members, so that a starting edge
 // does not take ignorance for illness. Losing it costs little: it is written
 // now and then, and not forced to the disk.
-type healthRecord struct {
-	Schema  string        `json:"schema"`
-	Results []savedResult `json:"results"`
+type healthRecord[R any] struct {
+	Schema  string `json:"schema"`
+	Results []R    `json:"results"`
 }
 
 type savedResult struct {
@@ -35,13 +35,19 @@ type savedResult struct {
 	Error    string             `json:"error,omitempty"`
 }
 
+// decodeHealth leaves out what a newer program has saved of checks that this one
+// does not know: nothing else of what is known is lost by going back.
 func decodeHealth(data []byte) (map[healthcheck.Target]healthcheck.Result, error) {
-	var r healthRecord
+	var r healthRecord[json.RawMessage]
 	if err := json.Unmarshal(data, &r); err != nil {
 		return nil, err
 	}
 	results := make(map[healthcheck.Target]healthcheck.Result, len(r.Results))
-	for _, s := range r.Results {
+	for _, raw := range r.Results {
+		var s savedResult
+		if json.Unmarshal(raw, &s) != nil {
+			continue
+		}
 		if !s.Addr.IsValid() {
 			return nil, errors.New("a result without address")
 		}
@@ -53,7 +59,7 @@ func decodeHealth(data []byte) (map[healthcheck.Target]healthcheck.Result, error
 }
 
 func encodeHealth(results map[healthcheck.Target]healthcheck.Result) ([]byte, error) {
-	r := healthRecord{Schema: lb.Schema, Results: make([]savedResult, 0, len(results))}
+	r := healthRecord[savedResult]{Schema: lb.Schema, Results: make([]savedResult, 0, len(results))}
 	for t, k := range results {
 		r.Results = append(r.Results, savedResult{
 			Addr: t.Addr, Spec: t.Spec, State: k.State, Since: k.Since, Answered: k.Answered, Reason: k.Reason, Error: k.Error,

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -180,9 +181,9 @@ func TestDialErrorsHastenTheCheck(t *testing.T) {
 		synctest.Wait()
 		b.probes.say("10.0.0.2:10256", errRefused)
 		before, start := b.probes.count("10.0.0.2:10256"), time.Now()
-		b.edge.DialFailed("prod", theCheck, "n2")
-		b.edge.DialFailed("prod", theCheck, "nobody")
-		b.edge.DialFailed("stranger", "x", "n2")
+		b.edge.DialFailed("prod", theCheck, "n2", unix.ECONNREFUSED)
+		b.edge.DialFailed("prod", theCheck, "nobody", unix.ECONNREFUSED)
+		b.edge.DialFailed("stranger", "x", "n2", unix.ECONNREFUSED)
 		b.table("n2 is down", is(map[lb.NodeName]lb.BackendState{"n2": lb.Draining}))
 		if took := time.Since(start); took > 600*time.Millisecond {
 			t.Errorf("down %s after a hint; want at most 600ms", took)
@@ -278,5 +279,65 @@ func TestProblemTypes(t *testing.T) {
 		if got := problemType(err); got != want {
 			t.Errorf("type of %v: got %q; want %q", err, got, want)
 		}
+	}
+}
+
+// Nodes that ask for no new connections get some for a while when there is nobody
+// else, unless they do not answer.
+func TestLastResortEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newRig(t)
+		b.run()
+		defer b.stop()
+		config := testConfig(1, 1, 2)
+		l := config.LoadBalancers["u1"]
+		l.FailOpen, l.Members = false, map[lb.NodeName]lb.Member{"n1": {}, "n2": {}}
+		config.LoadBalancers["u1"] = l
+		b.set("prod", b.claim("prod"), config)
+		b.table("up", is(map[lb.NodeName]lb.BackendState{"n1": lb.Active, "n2": lb.Active}))
+		resort := func(want bool, members map[lb.NodeName]lb.BackendState) func(lb.Table) bool {
+			return func(t lb.Table) bool {
+				for _, g := range t.Groups {
+					if g.LastResort != want {
+						return false
+					}
+				}
+				return is(members)(t)
+			}
+		}
+		said503 := &healthcheck.Failure{Reason: healthcheck.HTTPStatus, Text: "HTTP 503", Draining: true}
+		b.probes.say("10.0.0.1:10256", said503)
+		b.probes.say("10.0.0.2:10256", said503)
+		b.table("last resort", resort(true, map[lb.NodeName]lb.BackendState{"n1": lb.Active, "n2": lb.Active}))
+		start := time.Now()
+		b.edge.DialFailed("prod", theCheck, "n1", unix.ECONNREFUSED)
+		b.edge.DialFailed("prod", theCheck, "n2", os.NewSyscallError("connect", unix.ETIMEDOUT))
+		b.table("n2 does not answer", resort(true, map[lb.NodeName]lb.BackendState{"n1": lb.Active, "n2": lb.Draining}))
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("a last resort that does not answer: got it left alone after %s; want at once", took)
+		}
+		b.table("over", resort(false, map[lb.NodeName]lb.BackendState{"n1": lb.Draining, "n2": lb.Draining}))
+		if took := time.Since(start); took < LastResortFor-5*time.Second || took > LastResortFor+time.Second {
+			t.Errorf("the last resort: got it over after %s; want %s", took, LastResortFor)
+		}
+		b.probes.say("10.0.0.2:10256", nil)
+		b.table("n2 is back", is(map[lb.NodeName]lb.BackendState{"n1": lb.Draining, "n2": lb.Active}))
+		b.probes.say("10.0.0.2:10256", said503)
+		b.table("n2 ends again", resort(true, map[lb.NodeName]lb.BackendState{"n1": lb.Draining, "n2": lb.Active}))
+	})
+}
+
+// What a newer edge has saved of a member and this one does not know is left out.
+func TestHealthOfANewerEdge(t *testing.T) {
+	known, err := decodeHealth([]byte(`{"schema":"v9","results":[
+		{"addr":"10.0.0.1:1","spec":{"protocol":"tcp"},"state":"up","since":"2026-01-01T00:00:00Z"},
+		{"addr":"10.0.0.2:1","spec":{"protocol":"tcp"},"state":"resting","since":"2026-01-01T00:00:00Z"},
+		{"addr":"10.0.0.3:1","spec":{"protocol":"dns","query":["a","b"],"interval":5},"state":"up","since":"2026-01-01T00:00:00Z"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp := healthcheck.Target{Addr: netip.MustParseAddrPort("10.0.0.1:1"), Spec: healthcheck.Spec{Protocol: healthcheck.TCP}}
+	if len(known) != 1 || known[tcp].State != healthcheck.Up {
+		t.Errorf("got %v; want the first alone", known)
 	}
 }

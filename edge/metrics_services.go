@@ -15,7 +15,7 @@ import (
 var (
 	descServiceInfo     = desc("load_balancer_info", "Always 1; the labels tell which health check and pool of nodes a load balancer has. Joined on cluster and check with eclusa_edge_check_state it tells the health of each backend.", "cluster", "load_balancer", "check", "pool")
 	descServiceMembers  = desc("load_balancer_members", "Nodes that may serve the load balancer, well or not.", "cluster", "load_balancer")
-	descServiceUp       = desc("load_balancer_members_up", "Nodes that pass the load balancer's health check, or are not checked, and are not being drained. When it is 0 an edge sends connections to all members, or refuses them if the Service is of Local policy.", "cluster", "load_balancer")
+	descServiceUp       = desc("load_balancer_members_up", "Nodes that pass the load balancer's health check, or are not checked, and are not being drained. When it is 0 an edge sends connections to all members; if the Service is of Local policy, to those that have asked for none for less than 30 seconds, or else refuses them.", "cluster", "load_balancer")
 	descServiceProblems = desc("load_balancer_problems", "What keeps the edge from serving the load balancer wholly, by kind; there is no series when all is well.", "cluster", "load_balancer", "type")
 )
 

@@ -54,7 +54,7 @@ eclusa_edge_load_balancer_members{cluster="prod",load_balancer="default/s1"} 4
 eclusa_edge_load_balancer_members{cluster="prod",load_balancer="default/s2"} 2
 eclusa_edge_load_balancer_members{cluster="prod",load_balancer="default/s3"} 1
 eclusa_edge_load_balancer_members{cluster="prod",load_balancer="default/s4"} 0
-# HELP eclusa_edge_load_balancer_members_up Nodes that pass the load balancer's health check, or are not checked, and are not being drained. When it is 0 an edge sends connections to all members, or refuses them if the Service is of Local policy.
+# HELP eclusa_edge_load_balancer_members_up Nodes that pass the load balancer's health check, or are not checked, and are not being drained. When it is 0 an edge sends connections to all members; if the Service is of Local policy, to those that have asked for none for less than 30 seconds, or else refuses them.
 # TYPE eclusa_edge_load_balancer_members_up gauge
 eclusa_edge_load_balancer_members_up{cluster="prod",load_balancer="default/s1"} 2
 eclusa_edge_load_balancer_members_up{cluster="prod",load_balancer="default/s2"} 1

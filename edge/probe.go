@@ -1,15 +1,23 @@
 package edge
 
 import (
+	"maps"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
-// deadAfter is how many further failures make a member dead that is down.
-const deadAfter = 3
+const (
+	// deadAfter is how many further failures make a member dead that is down.
+	deadAfter = 3
+	// LastResortFor is how long a member that asks for no new connections may get some
+	// when there is nobody else: the time that pods have to end unless they say
+	// otherwise.
+	LastResortFor = 30 * time.Second
+)
 
 // memberKey is a node in a check: what health is known of.
 type memberKey struct {
@@ -76,17 +84,23 @@ type verdict struct {
 	// witnessed says that the witness has to be asked.
 	witnessed bool
 	// pending says that failures are counted towards Dead, which no change of a
-	// state will tell.
+	// state will tell, endsAt when Ending is over, which none tells either.
 	pending bool
+	endsAt  time.Time
 }
 
 // results tells what a Checker knows about a target.
 type results func(healthcheck.Target) (healthcheck.Result, bool)
 
-// judge puts together what is known of a member.
-func (m probed) judge(known results) verdict {
+// judge puts together what is known of a member. silent is when a connection to it
+// was last found to get no answer.
+func (m probed) judge(known results, silent, now time.Time) verdict {
 	r, _ := known(m.target)
 	v := verdict{MemberHealth: lb.MemberHealth{State: r.State}, status: statusOf(r)}
+	if r.State == healthcheck.Draining {
+		v.endsAt = r.Since.Add(LastResortFor)
+		v.Ending = now.Before(v.endsAt) && silent.Before(r.Since)
+	}
 	if r.State != healthcheck.Down {
 		return v
 	}
@@ -144,11 +158,14 @@ type survey struct {
 	status  map[lb.Cluster]map[lb.CheckID]map[lb.NodeName]lb.MemberStatus
 	targets map[healthcheck.Target]healthcheck.Result // to be probed; the value seeds a new one
 	pending bool
+	endsAt  time.Time // when the first member stops Ending, zero if none is
 }
 
 // survey asks about everyone in the plan. Witnesses that are needed from now on
-// start from what was known about the witness before, if seeds knows one.
-func (p plan) survey(known results, seeds map[healthcheck.Target]healthcheck.Result) survey {
+// start from what was known about the witness before, if seeds knows one. silent are
+// those who did not answer connections, and when.
+func (p plan) survey(known results, seeds map[healthcheck.Target]healthcheck.Result, silent map[hint]time.Time) survey {
+	now := time.Now()
 	s := survey{
 		health:  make(map[memberKey]lb.MemberHealth, len(p)),
 		status:  make(map[lb.Cluster]map[lb.CheckID]map[lb.NodeName]lb.MemberStatus),
@@ -159,13 +176,16 @@ func (p plan) survey(known results, seeds map[healthcheck.Target]healthcheck.Res
 			s.tell(key, m.id, lb.MemberStatus{State: healthcheck.Unchecked, Since: time.Now()})
 			continue
 		}
-		v := m.judge(known)
+		v := m.judge(known, silent[hint{key.cluster, m.id, key.node}], now)
 		s.health[key] = v.MemberHealth
 		s.targets[m.target] = seeds[m.target]
 		if v.witnessed {
 			s.targets[m.witness] = seeds[m.witness]
 		}
 		s.pending = s.pending || v.pending
+		if v.Ending && (s.endsAt.IsZero() || v.endsAt.Before(s.endsAt)) {
+			s.endsAt = v.endsAt
+		}
 		s.tell(key, m.id, v.status)
 	}
 	return s
@@ -218,4 +238,32 @@ func newHints(p plan) *map[hint]healthcheck.Target {
 		hints[hint{key.cluster, m.id, key.node}] = m.target
 	}
 	return &hints
+}
+
+// silence knows who did not answer a connection while they asked for no new ones.
+type silence struct {
+	mu sync.Mutex
+	at map[hint]time.Time
+}
+
+// note reports whether it is news.
+func (s *silence) note(h hint, since, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.at[h].Before(since) {
+		return false
+	}
+	if s.at == nil {
+		s.at = make(map[hint]time.Time)
+	}
+	s.at[h] = now
+	return true
+}
+
+// recent returns what was noted, and forgets what is too old to matter.
+func (s *silence) recent(now time.Time) map[hint]time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.at, func(_ hint, at time.Time) bool { return now.Sub(at) > LastResortFor })
+	return maps.Clone(s.at)
 }

@@ -33,8 +33,9 @@ type loop struct {
 	refused  map[lb.Frontend]error
 	lessened map[lb.Frontend]*lb.MembersError // served, though not by all members
 	announcing
-	trouble bool // something has to be tried again soon
-	pending bool // a member may be found dead without any change
+	trouble bool      // something has to be tried again soon
+	pending bool      // a member may be found dead without any change
+	endsAt  time.Time // when the first last resort is over, zero if there is none
 
 	first         sync.Once
 	healthChanged bool // since healthSaved
@@ -56,7 +57,7 @@ func (l *loop) known(t healthcheck.Target) (healthcheck.Result, bool) {
 func (l *loop) work(ctx context.Context, force bool) {
 	start := time.Now()
 	held := l.snapshot()
-	s := l.plan.survey(l.known, l.seeds)
+	s := l.survey()
 	if !force && maps.Equal(held, l.held) && maps.Equal(s.health, l.health) {
 		l.follow(s)
 		l.release(ctx)
@@ -67,6 +68,8 @@ func (l *loop) work(ctx context.Context, force bool) {
 	l.tell()
 	l.stats.applied(time.Since(start))
 }
+
+func (l *loop) survey() survey { return l.plan.survey(l.known, l.seeds, l.silence.recent(time.Now())) }
 
 func (l *loop) snapshot() map[lb.Cluster]*held {
 	held := make(map[lb.Cluster]*held, len(l.clusters))
@@ -100,7 +103,7 @@ func (l *loop) compile(held map[lb.Cluster]*held, s survey) {
 		maps.Copy(l.seeds, l.plan.movedWitnesses(next, l.known))
 		l.plan = next
 		l.hints.Store(newHints(next))
-		s = l.plan.survey(l.known, l.seeds)
+		s = l.survey()
 		if agreed = agree(s.health, health); agreed {
 			break
 		}
@@ -128,7 +131,7 @@ func agree(health, assumed map[memberKey]lb.MemberHealth) bool {
 func (l *loop) follow(s survey) {
 	l.checker.Set(s.targets)
 	clear(l.seeds) // the checker has them now, and knows better from here on
-	l.pending = s.pending
+	l.pending, l.endsAt = s.pending, s.endsAt
 	for name, c := range l.clusters {
 		members := s.status[name]
 		if banned := l.banned[name]; len(banned) > 0 {

@@ -109,13 +109,26 @@ func (l *loop) run(ctx context.Context) (released bool) {
 		case force:
 			resync.Reset(resyncInterval)
 		}
-		switch {
-		case l.pending:
-			look.Reset(deadInterval)
-		case len(l.leaving) > 0:
-			look.Reset(lingerInterval)
+		if within, ok := l.lookAgain(); ok {
+			look.Reset(within)
 		}
 	}
+}
+
+// lookAgain says when something may have changed of which nobody will tell.
+func (l *loop) lookAgain() (within time.Duration, ok bool) {
+	if l.pending {
+		return deadInterval, true
+	}
+	if len(l.leaving) > 0 {
+		within, ok = lingerInterval, true
+	}
+	if !l.endsAt.IsZero() {
+		if until := max(time.Until(l.endsAt), deadInterval); !ok || until < within {
+			within, ok = until, true
+		}
+	}
+	return within, ok
 }
 
 // turn does one round of work, and rests as long as it took: when changes come

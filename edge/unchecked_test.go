@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
@@ -57,7 +58,7 @@ func TestUncheckedMembers(t *testing.T) {
 		if got := len(b.checker.Results()); got > 3 { // both nodes, and the witness of n1
 			t.Errorf("got %d targets; want none for the load balancer that is not checked", got)
 		}
-		b.edge.DialFailed("prod", "none", "n1") // of no consequence
+		b.edge.DialFailed("prod", "none", "n1", unix.ECONNREFUSED) // of no consequence
 		const want = `
 # HELP eclusa_edge_check_state Always 1; the labels tell the state of a node in a check and the kind of its last failure.
 # TYPE eclusa_edge_check_state gauge
@@ -65,7 +66,7 @@ eclusa_edge_check_state{check="http:10256/healthz",cluster="prod",node="n1",reas
 eclusa_edge_check_state{check="http:10256/healthz",cluster="prod",node="n2",reason="",state="up"} 1
 eclusa_edge_check_state{check="none",cluster="prod",node="n1",reason="",state="unchecked"} 1
 eclusa_edge_check_state{check="none",cluster="prod",node="n2",reason="",state="unchecked"} 1
-# HELP eclusa_edge_load_balancer_members_up Nodes that pass the load balancer's health check, or are not checked, and are not being drained. When it is 0 an edge sends connections to all members, or refuses them if the Service is of Local policy.
+# HELP eclusa_edge_load_balancer_members_up Nodes that pass the load balancer's health check, or are not checked, and are not being drained. When it is 0 an edge sends connections to all members; if the Service is of Local policy, to those that have asked for none for less than 30 seconds, or else refuses them.
 # TYPE eclusa_edge_load_balancer_members_up gauge
 eclusa_edge_load_balancer_members_up{cluster="prod",load_balancer="default/s1"} 1
 eclusa_edge_load_balancer_members_up{cluster="prod",load_balancer="default/s2"} 2

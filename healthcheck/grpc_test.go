@@ -183,6 +183,7 @@ func TestGRPCProber(t *testing.T) {
 		{"a proxy without servers", serve(t, sends(trailersOnly(":status", "503"))), "", HTTPStatus, "HTTP 503 instead of a gRPC answer", true},
 		{"no HTTP status", serve(t, sends(trailersOnly("grpc-status", "0"))), "", ProtocolErr, `the answer is not gRPC: its HTTP status is ""`, false},
 		{"GOAWAY", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteGoAway(0, http2.ErrCodeEnhanceYourCalm, []byte("too_many")) }))), "", ProtocolErr, `the server ends the connection: ENHANCE_YOUR_CALM "too_many"`, false},
+		{"a server that shuts down", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteGoAway(0, http2.ErrCodeNo, nil) }))), "", ProtocolErr, `the server ends the connection: NO_ERROR`, true},
 		{"RST_STREAM", serve(t, sends(frames(func(f *http2.Framer) { _ = f.WriteRSTStream(checkStream, http2.ErrCodeRefusedStream) }))), "", ProtocolErr, "the server ends the request: REFUSED_STREAM", false},
 		{"a push", serve(t, sends(frames(func(f *http2.Framer) {
 			_ = f.WritePushPromise(http2.PushPromiseParam{StreamID: checkStream, PromiseID: 2, BlockFragment: fields(":path", "/"), EndHeaders: true})

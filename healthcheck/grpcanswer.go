@@ -36,7 +36,9 @@ func (a *grpcAnswer) take(frame http2.Frame) (done bool, err error) {
 		}
 	case *http2.GoAwayFrame:
 		if f.LastStreamID < checkStream || f.ErrCode != http2.ErrCodeNo {
-			return false, cut("the server ends the connection: ", f.ErrCode, f.DebugData())
+			fault := cut("the server ends the connection: ", f.ErrCode, f.DebugData())
+			fault.Draining = f.ErrCode == http2.ErrCodeNo // it shuts down, and takes no new streams
+			return false, fault
 		}
 	case *http2.RSTStreamFrame:
 		if f.StreamID == checkStream {
@@ -66,7 +68,7 @@ func (a *grpcAnswer) ack(write func() error) {
 }
 
 // cut is an answer, however unwelcome: whoever is there speaks HTTP/2.
-func cut(what string, code http2.ErrCode, said []byte) error {
+func cut(what string, code http2.ErrCode, said []byte) *Failure {
 	text := what + code.String()
 	if s := printable(said, maxExcerpt); s != "" {
 		text += " " + strconv.Quote(s)

@@ -21,6 +21,10 @@ type MemberHealth struct {
 	// Dead says that a TCP connection to a node port in use failed too, often
 	// enough. It matters only while State is Down.
 	Dead bool
+	// Ending says that the member serves what comes to it, as far as is known, though
+	// it asks for no more: it has done so for a short while only, and has not failed
+	// since. It matters only while State is Draining.
+	Ending bool
 }
 
 // Input is everything that decides where packets go.

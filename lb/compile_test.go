@@ -86,6 +86,9 @@ func memberHealth(t *testing.T, texts ...string) lb.MemberHealth {
 		if text == "dead" {
 			return lb.MemberHealth{State: healthcheck.Down, Dead: true}
 		}
+		if text == "ending" {
+			return lb.MemberHealth{State: healthcheck.Draining, Ending: true}
+		}
 		var state healthcheck.State
 		if text == "" {
 			continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -90,6 +91,14 @@ func (e *MembersError) Why() string {
 		texts = append(texts, text+": "+why)
 	}
 	return strings.Join(texts, "; ")
+}
+
+// Restricter is an [Engine] whose connections may go on after HandOver.
+type Restricter interface {
+	// Restrict ends the connections of clients that their owner's source ranges do
+	// not allow, while Shutdown waits for them after a HandOver. Owners that are not
+	// named keep theirs. It may be called concurrently with Shutdown.
+	Restrict(allowed map[Owner][]netip.Prefix)
 }
 
 // MaxParcelFiles is how many descriptors a Parcel may have; the kernel passes no

@@ -345,6 +345,7 @@ type recipe struct {
 	id       GroupID
 	check    namedCheck
 	failOpen bool
+	narrowed bool      // by the load balancer that it is of
 	members  []*member // those with an address of the family
 }
 
@@ -362,7 +363,7 @@ func (c *compilation) group(l *candidate, s *scope, family Family) GroupID {
 	if s.without(family) > 0 {
 		members = slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return !m.at(family).IsValid() })
 	}
-	c.recipes = append(c.recipes, recipe{id, s.check, l.FailOpen, members})
+	c.recipes = append(c.recipes, recipe{id, s.check, l.FailOpen, l.Members != nil, members})
 	return id
 }
 
@@ -397,7 +398,7 @@ func (r recipe) make(health Health) Group {
 		for i := range g.Backends {
 			g.Backends[i].State = Active
 		}
-	default:
+	case r.narrowed:
 		g.LastResort = r.lastResort(g.Backends, health)
 	}
 	return g
@@ -423,10 +424,12 @@ func (m *member) state(h MemberHealth) BackendState {
 // lastResort gives new connections to those who answer and would rather have none,
 // and tells whether there are any.
 // With policy Local their last endpoints are ending and serve until then, while
-// the next node is not up yet: refusing would break what could be served.
+// the next node is not up yet: refusing would break what could be served. It is for
+// a short while, since a node says the same when its last endpoint has gone, and then
+// lets connections wait; and only for nodes that are there because of an endpoint.
 func (r recipe) lastResort(backends []Backend, health Health) (found bool) {
 	for i, m := range r.members {
-		if !m.draining && health(r.id.Cluster, r.check.HealthCheck, m.name).State == healthcheck.Draining {
+		if h := r.healthOf(m, health); !m.draining && h.State == healthcheck.Draining && h.Ending {
 			backends[i].State, found = Active, true
 		}
 	}

@@ -19,8 +19,8 @@ type Policy struct {
 	NodeRanges []netip.Prefix
 	// MaxLoadBalancers, MaxListeners and MaxNodes limit the size of its
 	// configuration; a listener counts once for each address of its load balancer,
-	// since each is a frontend. Beyond them a Set is refused with ErrExhausted. Zero
-	// is unlimited.
+	// since each is a frontend. A Set that grows beyond them is refused with
+	// ErrExhausted. Zero is unlimited.
 	MaxLoadBalancers, MaxListeners, MaxNodes int
 }
 
@@ -48,31 +48,26 @@ func (p Policy) AllowsNode(a netip.Addr) bool { return within(a, p.NodeRanges) }
 
 const whatListeners = "listeners"
 
-// Admits returns nil if the configuration is not larger than the policy allows,
-// else the ErrExhausted that names every limit that is passed.
-func (p Policy) Admits(c Config) error {
-	listeners := 0
-	largest, most := UID(""), 0
-	for uid, l := range c.LoadBalancers {
-		n := len(l.Listeners) * max(len(l.Addresses), 1)
-		listeners += n
-		if n > most || n == most && uid < largest {
-			largest, most = uid, n
-		}
-	}
+// Admits returns nil if the next configuration is not larger than the policy allows,
+// else the ErrExhausted that names every limit that is passed. Where the one before is
+// beyond a limit, which has come down since, one that has no more is admitted: it may
+// be what takes a node out.
+func (p Policy) Admits(before, next Config) error {
+	had, _, _ := before.frontends()
+	have, largest, most := next.frontends()
 	var over []string
 	for _, limit := range []struct {
-		what       string
-		have, most int
+		what            string
+		had, have, most int
 	}{
-		{"load balancers", len(c.LoadBalancers), p.MaxLoadBalancers},
-		{whatListeners, listeners, p.MaxListeners},
-		{"nodes", len(c.Nodes), p.MaxNodes},
+		{"load balancers", len(before.LoadBalancers), len(next.LoadBalancers), p.MaxLoadBalancers},
+		{whatListeners, had, have, p.MaxListeners},
+		{"nodes", len(before.Nodes), len(next.Nodes), p.MaxNodes},
 	} {
-		if limit.most > 0 && limit.have > limit.most {
+		if limit.most > 0 && limit.have > max(limit.most, limit.had) {
 			text := fmt.Sprintf("%d %s where the edge allows %d", limit.have, limit.what, limit.most)
 			if limit.what == whatListeners {
-				text += fmt.Sprintf(" (each counts for every address; %q has most, %d)", c.LoadBalancers[largest].Name, most)
+				text += fmt.Sprintf(" (each counts for every address; %q has most, %d)", next.LoadBalancers[largest].Name, most)
 			}
 			over = append(over, text)
 		}
@@ -81,6 +76,19 @@ func (p Policy) Admits(c Config) error {
 		return nil
 	}
 	return fmt.Errorf("configuration has %s: %w", strings.Join(over, ", "), ErrExhausted)
+}
+
+// frontends counts the listeners, once for each address, and tells who has most of
+// them.
+func (c Config) frontends() (total int, largest UID, most int) {
+	for uid, l := range c.LoadBalancers {
+		n := len(l.Listeners) * max(len(l.Addresses), 1)
+		total += n
+		if n > most || n == most && uid < largest {
+			largest, most = uid, n
+		}
+	}
+	return total, largest, most
 }
 
 // ValidatePolicies returns everything that is wrong with the policies of an

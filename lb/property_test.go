@@ -116,7 +116,7 @@ func propertyInput(a, b lb.Config, seed uint64) lb.Input {
 			for _, x := range string(c) + string(check.ID()) + string(node) {
 				h = h*1099511628211 + uint64(x)
 			}
-			return lb.MemberHealth{State: healthcheck.State(h >> 20 % 4), Dead: h>>40%2 == 0}
+			return lb.MemberHealth{State: healthcheck.State(h >> 20 % 4), Dead: h>>40%2 == 0, Ending: h>>41%2 == 0}
 		},
 	}
 }

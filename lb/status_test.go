@@ -3,6 +3,7 @@ package lb_test
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -78,7 +79,7 @@ func TestPolicyAdmits(t *testing.T) {
 		{lb.Policy{MaxLoadBalancers: 1, MaxListeners: 5, MaxNodes: 1}, "configuration has 3 load balancers where the edge allows 1, 6 listeners where the edge allows 5 (each counts for every address; \"namespace-0/service-with-a-name-0\" has most, 2), 2 nodes where the edge allows 1: exhausted"},
 	} {
 		got := ""
-		if err := test.policy.Admits(c); err != nil {
+		if err := test.policy.Admits(lb.Config{}, c); err != nil {
 			got = err.Error()
 			if !errors.Is(err, lb.ErrExhausted) {
 				t.Errorf("%v is no ErrExhausted", err)
@@ -87,6 +88,17 @@ func TestPolicyAdmits(t *testing.T) {
 		if got != test.want {
 			t.Errorf("%+v:\n got %s\nwant %s", test.policy, got, test.want)
 		}
+		if err := test.policy.Admits(c, c); err != nil {
+			t.Errorf("%+v: the same again: got %v; want it admitted, since nothing grows", test.policy, err)
+		}
+	}
+	p := lb.Policy{MaxLoadBalancers: 1, MaxNodes: 1}
+	err := p.Admits(large(2, 3), large(3, 3))
+	if err == nil || !strings.Contains(err.Error(), "3 load balancers") || strings.Contains(err.Error(), "nodes") {
+		t.Errorf("beyond two limits already, and growing in one: got %v; want that one named alone", err)
+	}
+	if err := p.Admits(large(3, 3), large(2, 3)); err != nil {
+		t.Errorf("beyond the limits, and shrinking: got %v; want it admitted", err)
 	}
 }
 

@@ -70,8 +70,8 @@ type Group struct {
 	Backends []Backend
 	// FailingOpen says that no member is up and all are Active nevertheless.
 	FailingOpen bool
-	// LastResort says that no member is up, and that those are Active that answer
-	// and say that they should not get traffic.
+	// LastResort says that no member is up, and that those are Active that answer and
+	// have said for a short while that they should not get traffic.
 	LastResort bool
 }
 

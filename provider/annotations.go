@@ -223,7 +223,7 @@ const (
 	// Example: 192.0.2.140,2001:db8:1::8c.
 	AnnotationAssignedAddresses Annotation = Prefix + "assigned-addresses"
 
-	// AnnotationAssignedAt records when the first of these addresses was assigned.
+	// AnnotationAssignedAt records when the newest of these addresses was assigned.
 	// Of two clusters that want the same address the earlier one gets it.
 	//
 	// Type: time, as in RFC 3339.

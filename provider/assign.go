@@ -25,11 +25,11 @@ func (r *round) assign() {
 		if s.path == foreigns || !s.grant.ok || sameAddresses(s.grant.addrs, s.recorded) {
 			continue
 		}
-		p := proposal{addrs: s.grant.addrs, at: r.Now.Truncate(time.Second)}
+		p := proposal{addrs: s.grant.addrs, at: later(r.Now.Truncate(time.Second), s.born())}
 		before, proposed := r.proposals[s.uid]
 		switch {
-		case slices.ContainsFunc(s.grant.addrs, func(a netip.Addr) bool { return slices.Contains(s.recorded, a) }) && !s.at.IsZero():
-			p.at = s.at
+		case allAmong(s.grant.addrs, s.recorded):
+			p.at = s.at // it gives up another; one that is new must not be claimed since before
 		case proposed && sameAddresses(before.addrs, p.addrs):
 			p.at = before.at
 		}
@@ -146,26 +146,29 @@ func (r *round) sameClaims() bool {
 // claims says whether the Service takes part in the assignment. One that cannot
 // be served keeps what it has, and gets nothing new.
 func (r *round) claims(s *subject) bool {
-	return len(s.held) > 0 || !s.unclear() && s.path != foreigns
+	return len(s.held) > 0 || !s.staysAsItIs()
 }
 
-// unclear says that the Service must not get any address but those it has.
-func (s *subject) unclear() bool {
-	return s.translation.Wishes.AddressesUnclear || len(s.translation.Refusals) > 0
+// staysAsItIs says that the Service keeps the addresses that it has, and gets no
+// others: what it asks for is not clear, or cannot be served, or another load balancer
+// looks after it.
+func (s *subject) staysAsItIs() bool {
+	return s.translation.Wishes.AddressesUnclear || len(s.translation.Refusals) > 0 || s.path == foreigns
 }
 
 func (r *round) claimOf(s *subject, eligible map[string][]string) ipam.Claim {
 	t := s.translation
 	c := ipam.Claim{
 		Owner: string(s.uid), Name: t.LoadBalancer.Name, Time: s.svc.CreationTimestamp.Time,
-		Families: s.families, Held: s.held, HeldPorts: s.heldPorts, EligiblePools: r.eligible(s, eligible),
-	}
-	if s.ways != nil {
-		c.EligiblePools = s.ways
+		Families: s.families, Held: s.held, HeldPorts: s.heldPorts,
 	}
 	c.SharingKey = sharingKey(s)
 	c.Ports = s.claimedPorts()
-	if !s.unclear() && s.path != foreigns {
+	if !s.staysAsItIs() {
+		c.EligiblePools = s.ways
+		if s.ways == nil {
+			c.EligiblePools = r.eligible(s, eligible)
+		}
 		c.Requested, c.Pool, c.RequireAll = t.Wishes.Addresses, t.Wishes.Pool, !t.OneFamilySuffices
 	}
 	return c

@@ -110,23 +110,6 @@ func onceOurs(svc *v1.Service) bool {
 	return false
 }
 
-// recordedAddresses returns the addresses that the annotation records. What
-// cannot be read is left out: we write nothing of that kind.
-func recordedAddresses(svc *v1.Service) []netip.Addr {
-	value := svc.Annotations[string(AnnotationAssignedAddresses)]
-	if value == "" || len(value) > maxAnnotation {
-		return nil
-	}
-	var addrs []netip.Addr
-	for item := range strings.SplitSeq(value, ",") {
-		a, err := netip.ParseAddr(strings.TrimSpace(item))
-		if err == nil && a.Zone() == "" && !slices.Contains(addrs, a.Unmap()) {
-			addrs = append(addrs, a.Unmap())
-		}
-	}
-	return addrs
-}
-
 // ingressAddresses returns the addresses in the Service's status, and whether
 // there is anything else than addresses.
 func ingressAddresses(svc *v1.Service) (addrs []netip.Addr, strange bool) {

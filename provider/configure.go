@@ -30,6 +30,7 @@ func (r *round) configure() map[string]Wanted {
 	if _, ok := r.members[AllNodes]; !ok {
 		_, r.members[AllNodes] = r.nodes.Pool(nil)
 	}
+	r.followKept()
 	objects := r.live
 	r.startRevisions()
 	for name := range r.edges {
@@ -59,27 +60,47 @@ func (r *round) configure() map[string]Wanted {
 
 // keptOn returns the Services of the edge's pools that go on with what they had
 // asked for before, since what they ask for by now cannot be served.
-func (r *round) keptOn(edge string) []lb.UID {
-	var kept []lb.UID
+func (r *round) keptOn(edge string) map[lb.UID]Kept {
+	var kept map[lb.UID]Kept
 	for _, s := range r.subjects {
-		if s.keepsLast() && slices.ContainsFunc(s.served, func(a netip.Addr) bool { return r.serves(edge, a) }) {
-			kept = append(kept, s.uid)
+		if !s.keepsLast() {
+			continue
+		}
+		here := slices.DeleteFunc(slices.Clone(s.served), func(a netip.Addr) bool { return !r.serves(edge, a) })
+		if len(here) > 0 {
+			put(&kept, s.uid, Kept{Addresses: here, Endpoints: s.endpoints})
 		}
 	}
-	slices.Sort(kept)
 	return kept
 }
 
 // untoldOn returns the load balancers of an edge that are not told yet.
-func (r *round) untoldOn(m *edgeMemory) []lb.UID {
-	var untold []lb.UID
+func (r *round) untoldOn(m *edgeMemory) map[lb.UID]Kept {
+	var untold map[lb.UID]Kept
 	for _, s := range r.subjects {
-		if s.early && m.builds[s.uid] != nil {
-			untold = append(untold, s.uid)
+		if b := m.builds[s.uid]; s.early && b != nil {
+			put(&untold, s.uid, Kept{Addresses: b.Addresses, Endpoints: s.endpoints})
 		}
 	}
-	slices.Sort(untold)
 	return untold
+}
+
+// followKept finds the nodes of the pools that edges hold for such Services.
+func (r *round) followKept() {
+	for _, s := range r.subjects {
+		if !s.keepsLast() {
+			continue
+		}
+		for _, st := range r.Fleet {
+			name := st.Holds.LoadBalancers[s.uid].Pool
+			if _, known := r.members[name]; known {
+				continue
+			}
+			if selector := selectorOf(name); selector != nil {
+				_, r.members[name] = r.nodes.Pool(selector)
+			}
+		}
+	}
 }
 
 // serves says whether the address is of a pool of the edge.

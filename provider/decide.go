@@ -94,7 +94,6 @@ type translated struct {
 	// good is the newest Translation that could be served, nil if none is known.
 	good     *Translation
 	recorded []netip.Addr
-	at       time.Time
 	ingress  []netip.Addr
 	strange  bool
 }
@@ -195,7 +194,7 @@ func (r *round) sortServices() {
 		s := &subject{
 			svc: svc, uid: uid, path: path, translation: t.Translation, good: t.good,
 			endpoints: r.Endpoints(svc.Namespace, svc.Name),
-			recorded:  t.recorded, at: t.at, told: t.ingress,
+			told:      t.ingress,
 		}
 		r.hold(s, t)
 		r.subjects = append(r.subjects, s)
@@ -222,9 +221,6 @@ func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
 		}
 	}
 	t.ingress, t.strange = ingressAddresses(svc)
-	if at, err := time.Parse(time.RFC3339, svc.Annotations[string(AnnotationAssignedAt)]); err == nil && len(t.recorded) > 0 {
-		t.at = at
-	}
 	switch {
 	case known && before.Translation == t.Translation:
 	case known || conditionOf(svc, ConditionProgrammed) == nil:
@@ -242,14 +238,8 @@ func (r *round) translate(uid lb.UID, svc *v1.Service) translated {
 // hold finds out which addresses are the Service's already, and whether
 // somebody else looks after it.
 func (r *round) hold(s *subject, t translated) {
-	p, proposed := r.proposals[s.uid]
-	if s.at.IsZero() {
-		s.at = p.at
-	}
-	s.held = slices.Clone(s.recorded)
-	if proposed {
-		s.held = appendNew(s.held, p.addrs...)
-	}
+	s.recorded = r.recordOf(s, t)
+	s.held = appendNew(slices.Clone(s.recorded), r.proposals[s.uid].addrs...)
 	strange := t.strange
 	for _, a := range t.ingress {
 		if slices.Contains(s.held, a) {
@@ -298,7 +288,7 @@ func (r *round) build() {
 			b.pools = append(b.pools, name)
 		}
 		b.Pool = r.poolFor(s)
-		b.Members = r.membersOf(s, b.Pool)
+		b.Members = s.endpoints.among(r.members[b.Pool], s.good.Local)
 		nodeFamilies := r.nodeFamilies(b, ofPools)
 		if !b.Direct() {
 			b.MemberFamilies = memberFamilies(s.good.Families, nodeFamilies, s.served)
@@ -367,26 +357,6 @@ func (r *round) poolFor(s *subject) lb.PoolName {
 		_, r.members[name] = r.nodes.Pool(selector)
 	}
 	return name
-}
-
-// membersOf narrows the pool to where the endpoints are. A Service of which no
-// EndpointSlice is known has all nodes: that may be our ignorance, and a node
-// without endpoints refuses connections by itself.
-func (r *round) membersOf(s *subject, name lb.PoolName) map[lb.NodeName]lb.Member {
-	e := s.endpoints
-	switch {
-	case !e.Known, e.Ready && !s.good.Local:
-		return nil
-	case !e.Ready:
-		return map[lb.NodeName]lb.Member{}
-	}
-	members := map[lb.NodeName]lb.Member{}
-	for node := range e.Nodes {
-		if m, ok := r.members[name][node]; ok {
-			members[node] = m
-		}
-	}
-	return members
 }
 
 // nodeFamilies returns the address families in which the nodes of a load balancer

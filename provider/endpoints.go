@@ -40,6 +40,25 @@ func ReadEndpoints(parts []*discoveryv1.EndpointSlice) Endpoints {
 	return e
 }
 
+// among narrows a pool to where the endpoints are, nil if all of it serves. A Service
+// of which no EndpointSlice is known has all nodes: that may be our ignorance, and a
+// node without endpoints refuses connections by itself.
+func (e Endpoints) among(pool lb.Pool, local bool) map[lb.NodeName]lb.Member {
+	switch {
+	case !e.Known, e.Ready && !local:
+		return nil
+	case !e.Ready:
+		return map[lb.NodeName]lb.Member{}
+	}
+	members := map[lb.NodeName]lb.Member{}
+	for node := range e.Nodes {
+		if m, ok := pool[node]; ok {
+			members[node] = m
+		}
+	}
+	return members
+}
+
 // serves says whether an endpoint takes connections; what is not said is true.
 func serves(c discoveryv1.EndpointConditions) bool {
 	if c.Serving != nil {

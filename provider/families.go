@@ -10,11 +10,18 @@ import (
 
 // findFamilies finds out of which families a Service is to have addresses: its own,
 // or those that it asks for by address where edges serve clients of one family by
-// nodes of the other.
+// nodes of the other. One that stays as it is keeps those that it has.
 func (r *round) findFamilies(s *subject) {
 	t := s.translation
 	s.families, s.untranslated = t.Families, ""
-	if len(t.Families) != 1 || s.path == foreigns {
+	if s.staysAsItIs() {
+		s.families = nil
+		for _, a := range ofNewFamilies(nil, s.held...) {
+			s.families = append(s.families, lb.FamilyOf(a))
+		}
+		return
+	}
+	if len(t.Families) != 1 {
 		return
 	}
 	var families []lb.Family

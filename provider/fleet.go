@@ -41,12 +41,13 @@ type Wanted struct {
 	// Blind says that the configuration was decided on without knowing what the edge
 	// holds. It is not sent.
 	Blind bool
-	// Keep are load balancers that stay as the edge holds them, since what their
+	// Keep are load balancers that go on as the edge holds them, since what their
 	// Services ask for by now cannot be served.
-	Keep []lb.UID
+	Keep map[lb.UID]Kept
 	// Untold are direct load balancers of which the status of the Service does not
-	// say so yet, since no edge was known to be able. One that is gets them later.
-	Untold []lb.UID
+	// say so yet, since no edge was known to be able. One that is gets them later, and
+	// goes on as it holds them until then.
+	Untold map[lb.UID]Kept
 }
 
 // FleetOptions are what a Fleet needs from its surroundings. All are required

@@ -112,7 +112,12 @@ func released(token string) func(*Wanted) {
 	return func(w *Wanted) { w.ReleaseRemovals = token }
 }
 func keeping(uids ...lb.UID) func(*Wanted) {
-	return func(w *Wanted) { w.Keep = uids }
+	return func(w *Wanted) {
+		w.Keep = map[lb.UID]Kept{}
+		for _, u := range uids {
+			w.Keep[u] = Kept{Addresses: config(0, 100, 0).LoadBalancers[u].Addresses}
+		}
+	}
 }
 
 // settle lets everything happen that needs no time, and then d.

@@ -131,17 +131,17 @@ func (r *round) mightSteer(a netip.Addr) bool {
 	return false
 }
 
-// told returns what the edge is to hold, but for what it must not route yet.
-func (w Wanted) told(info lb.Info) lb.Config {
-	config := w.Config
+// told returns what an edge is to do, but for what it must not route yet.
+func (w Wanted) told(info lb.Info) Wanted {
 	if len(w.Untold) == 0 || !slices.Contains(info.Capabilities, lb.CapDirect) {
-		return config
+		return w
 	}
-	config.LoadBalancers = maps.Clone(config.LoadBalancers)
-	for _, uid := range w.Untold {
-		delete(config.LoadBalancers, uid)
+	w.Config.LoadBalancers = maps.Clone(w.Config.LoadBalancers)
+	for uid := range w.Untold {
+		delete(w.Config.LoadBalancers, uid)
 	}
-	return config
+	w.Keep = union(w.Keep, w.Untold)
+	return w
 }
 
 // findWays decides how Services are served as far as that is known before they get

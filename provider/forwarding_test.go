@@ -107,7 +107,7 @@ func TestServiceWithoutNodePortsFindsItsPool(t *testing.T) {
 	s.world.Pools = append(s.world.Pools, first)
 	s.settle()
 	if got := told(s.world.Services[1]); got != "192.0.2.2 VIP" {
-		t.Errorf("the status says %q; want an address of the pool with an edge", got)
+		t.Errorf("the status says %q, %+v; want an address of the pool with an edge", got, s.world.Services[1].Status.Conditions)
 	}
 
 	s.able = nil

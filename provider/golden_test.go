@@ -160,7 +160,7 @@ func (s *simulation) checkOrder() {
 	}
 	for edge, w := range s.wanted {
 		info := s.world.Fleet[edge].Info
-		for uid, l := range w.told(info).LoadBalancers {
+		for uid, l := range w.told(info).Config.LoadBalancers {
 			if !l.Direct() || !slices.Contains(info.Capabilities, lb.CapDirect) {
 				continue
 			}
@@ -269,12 +269,7 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 		lb.CapCheckGRPC, lb.CapCheckNone,
 	}, s.able)
 	var config lb.Config
-	config, st.Withheld, st.Trimmed = fit(w.told(st.Info), st.Info)
-	var kept []string
-	for _, uid := range slices.Concat(w.Keep, w.Untold) {
-		kept = append(kept, loadBalancerKey+string(uid))
-	}
-	config = keep(config, s.held[name].Holds, kept)
+	config, st.Withheld, st.Trimmed = compose(w, st.Info, s.held[name].Holds)
 	st.Holds = config
 	wrong := map[lb.UID][]lb.Problem{}
 	for _, c := range config.Validate() {

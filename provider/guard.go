@@ -152,7 +152,11 @@ func (c *session) confirmHeld(ctx context.Context, w Wanted) (again time.Duratio
 	}
 	c.confirm = time.Now().Add(confirmEvery)
 	config, withheld, _ := c.compose(w)
-	confirmed, err := c.lookUp(ctx, withheld)
+	confirmed, err := c.lookUp(ctx, func(uid lb.UID) bool {
+		_, ours := withheld[uid]
+		_, kept := w.Keep[uid]
+		return ours || kept
+	})
 	if err != nil {
 		c.log.Warn("held removals cannot be looked up, they stay held; trying again", zap.Duration("in", confirmEvery), zap.Error(err))
 		return confirmEvery, nil
@@ -172,14 +176,13 @@ func (c *session) confirmHeld(ctx context.Context, w Wanted) (again time.Duratio
 	return max(time.Until(c.confirm), minRetry), nil
 }
 
-// lookUp returns the held removals that are right. Load balancers that are
-// withheld need no confirmation: they are wanted, and not from this edge.
-func (c *session) lookUp(ctx context.Context, withheld map[lb.UID]lb.Problem) (map[string]bool, error) {
+// lookUp returns the held removals that are right. Load balancers that are meant
+// not to be on this edge, although their Services are there, need no confirmation.
+func (c *session) lookUp(ctx context.Context, meant func(lb.UID) bool) (map[string]bool, error) {
 	confirmed := make(map[string]bool)
 	var keys []string
 	for _, key := range sortedKeys(c.held) {
-		uid, ok := strings.CutPrefix(key, loadBalancerKey)
-		if _, ours := withheld[lb.UID(uid)]; ok && ours {
+		if uid, ok := strings.CutPrefix(key, loadBalancerKey); ok && meant(lb.UID(uid)) {
 			confirmed[key] = true
 			continue
 		}

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/eclusa-lb/eclusa/lb"
 )
 
 // ingressOf returns the addresses as the Service's status says them. Where edges
@@ -119,14 +122,28 @@ func (r *round) brokenPorts(s *subject, standings []standing) map[netip.Addr][]U
 			}
 		}
 		if unheard {
-			out[a] = append(out[a], toldByEdges(s.svc, a)...)
+			out[a] = append(out[a], r.stillBroken(s, a, s.built.pools[i], standings)...)
 		}
 	}
 	return out
 }
 
+// stillBroken returns the ports that the Service's status says edges do not serve on
+// the address, and that no edge tells by now to serve. As long as an edge has not told
+// anything that stays.
+func (r *round) stillBroken(s *subject, a netip.Addr, pool string, standings []standing) []UnservedPort {
+	return slices.DeleteFunc(toldByEdges(s.svc, a), func(u UnservedPort) bool {
+		at := slices.IndexFunc(s.built.Listeners, func(l lb.Listener) bool {
+			return strings.EqualFold(string(l.Protocol), string(u.Protocol)) && int32(l.Port) == u.Port
+		})
+		return at < 0 || slices.ContainsFunc(standings, func(st standing) bool {
+			_, broken := st.listeners[at]
+			return st.applied && !broken && r.serving[pool][st.edge] && !slices.Contains(st.without, a)
+		})
+	})
+}
+
 // toldByEdges returns the ports that the Service's status says edges do not serve.
-// As long as an edge has not told anything new that stays.
 func toldByEdges(svc *v1.Service, a netip.Addr) []UnservedPort {
 	var out []UnservedPort
 	for _, in := range svc.Status.LoadBalancer.Ingress {
@@ -143,7 +160,13 @@ func toldByEdges(svc *v1.Service, a netip.Addr) []UnservedPort {
 	return out
 }
 
-// camelCase makes of a problem's type what a port's error must look like.
+// portError is what the API server takes for the name of a port's error, and for us a
+// bounded word.
+var portError = regexp.MustCompile(`^[A-Za-z0-9]{1,50}$`)
+
+// camelCase makes of a problem's type what a port's error must look like. A type that
+// does not lend itself to that, which only another version of the edge could use, must
+// not spoil all that is written with it.
 func camelCase(kind string) string {
 	var b strings.Builder
 	for word := range strings.SplitSeq(kind, "-") {
@@ -151,7 +174,7 @@ func camelCase(kind string) string {
 			b.WriteString(strings.ToUpper(word[:1]) + word[1:])
 		}
 	}
-	if b.Len() == 0 {
+	if !portError.MatchString(b.String()) {
 		return "NotServed"
 	}
 	return b.String()

@@ -200,3 +200,17 @@ func selectedNodes(selector labels.Selector) lb.PoolName {
 	}
 	return AllNodes + " with " + lb.PoolName(text)
 }
+
+// selectorOf returns the selector that a pool is named for, nil if it has none or the
+// name is too short to tell.
+func selectorOf(name lb.PoolName) labels.Selector {
+	text, ok := strings.CutPrefix(string(name), string(AllNodes)+" with ")
+	if !ok {
+		return nil
+	}
+	selector, err := labels.Parse(text)
+	if err != nil || selectedNodes(selector) != name {
+		return nil
+	}
+	return selector
+}

@@ -115,7 +115,8 @@ func replaced[T metav1.Object](objects, by []T) []T {
 	return out
 }
 
-// recorded returns Services with proposed addresses in their annotations.
+// recorded returns Services with proposed addresses in their annotations, and no
+// others in their status.
 func recorded(services []*v1.Service, proposals map[lb.UID]proposal) []*v1.Service {
 	out := slices.Clone(services)
 	for i, svc := range out {
@@ -129,6 +130,10 @@ func recorded(services []*v1.Service, proposals map[lb.UID]proposal) []*v1.Servi
 		}
 		svc.Annotations[string(AnnotationAssignedAddresses)] = formatAddresses(p.addrs)
 		svc.Annotations[string(AnnotationAssignedAt)] = p.at.UTC().Format(time.RFC3339)
+		svc.Status.LoadBalancer.Ingress = slices.DeleteFunc(svc.Status.LoadBalancer.Ingress, func(in v1.LoadBalancerIngress) bool {
+			a, err := netip.ParseAddr(in.IP)
+			return err == nil && !slices.Contains(p.addrs, a.Unmap())
+		})
 		out[i] = svc
 	}
 	return out

@@ -58,6 +58,11 @@ func readPools(objects []*v1alpha1.AddressPool) (pools []pool, faults map[string
 		}
 		return strings.Compare(a.Name, b.Name)
 	})
+	for i, p := range pools {
+		if p.closed && overlap(p, pools[:i]) != nil {
+			pools[i].Shared = false // how addresses are shared is up to the pool that gives them out
+		}
+	}
 	return pools, faults
 }
 
@@ -104,10 +109,10 @@ func readPool(o *v1alpha1.AddressPool) (pool, error) {
 	return p, nil
 }
 
-// overlap returns an error if a pool shares addresses with one of the older
-// ones.
-func overlap(p pool, older []pool) error {
-	for _, o := range older {
+// overlap returns an error if a pool has addresses of another one that gives them
+// out.
+func overlap(p pool, others []pool) error {
+	for _, o := range others {
 		if o.closed {
 			continue
 		}

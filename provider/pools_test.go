@@ -2,7 +2,9 @@ package provider
 
 import (
 	"testing"
+	"time"
 
+	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -54,4 +56,31 @@ func mustReadPool(t *testing.T, o *v1alpha1.AddressPool) pool {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// TestClosedPoolSharesNothing has a pool that gives nothing out, since an older one
+// has its addresses or since it is about to be deleted, let everybody share them: how
+// they are shared is up to the other pool.
+func TestClosedPoolSharesNothing(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		s := scene(t, []string{"e1"})
+		wrong := testPool("wrong", "192.0.2.0/28")
+		wrong.Spec.Sharing = v1alpha1.ShareAlways
+		s.stamp(wrong, 0)
+		wrong.CreationTimestamp = metav1.NewTime(epoch)
+		if deleted {
+			wrong.CreationTimestamp = metav1.NewTime(epoch.Add(-24 * time.Hour))
+			wrong.DeletionTimestamp = &metav1.Time{Time: epoch}
+			wrong.Finalizers = []string{v1alpha1.PoolFinalizer}
+		}
+		s.world.Pools = append(s.world.Pools, wrong)
+		s.create(testService("victim", 30080, annotated(AnnotationAddresses, "192.0.2.1")))
+		s.create(testService("thief", 30081, annotated(AnnotationAddresses, "192.0.2.1"), func(svc *v1.Service) {
+			svc.Namespace, svc.Spec.Ports[0].Port = "other", 443
+		}))
+		s.settle()
+		same(t, "victim", says(s.world.Services[0], ConditionAddressAssigned), "True Assigned")
+		same(t, "thief", says(s.world.Services[1], ConditionAddressAssigned), "False AddressInUse")
+		same(t, "thief on the edge", s.servedOn("e1", "thief"), "nothing")
+	}
 }

@@ -157,3 +157,32 @@ func TestPlanSaysTheSame(t *testing.T) {
 		}
 	}
 }
+
+// TestPortErrorEnds lets one of two edges learn to serve a port while the other is
+// out of reach: that the port is not served is told no longer.
+func TestPortErrorEnds(t *testing.T) {
+	s := scene(t, []string{"e1", "e2"}, testService("a", 30080, func(svc *v1.Service) {
+		svc.Spec.Ports = append(svc.Spec.Ports, v1.ServicePort{Name: "s", Protocol: v1.ProtocolSCTP, Port: 99, NodePort: 30099})
+	}))
+	broken := "192.0.2.1 Proxy 80/TCP 99/SCTP=eclusa.io/Unsupported"
+	same(t, "at first", told(s.world.Services[0]), broken)
+	s.lost["e2"] = true
+	s.editAt(0, annotated(AnnotationIdleTimeout, "5s"))
+	s.settle()
+	same(t, "on an edge of two", told(s.world.Services[0]), broken)
+	s.able = append(s.able, lb.CapSCTP)
+	s.settle()
+	same(t, "served", told(s.world.Services[0]), "192.0.2.1 Proxy")
+	s.restart()
+	s.settle()
+	same(t, "after a restart", told(s.world.Services[0]), "192.0.2.1 Proxy")
+}
+
+func TestPortErrorNames(t *testing.T) {
+	for kind, want := range map[string]string{
+		"address-held": "AddressHeld", "unsupported": "Unsupported", "": "NotServed", "-": "NotServed",
+		"no such thing": "NotServed", "a/b": "NotServed", "öl": "NotServed", "line\nbreak": "NotServed", strings.Repeat("x", 51): "NotServed",
+	} {
+		same(t, kind, camelCase(kind), want)
+	}
+}

@@ -135,13 +135,14 @@ func (r *round) keepHoldings() {
 }
 
 // release puts the addresses of Services that we find not to be ours any more,
-// such as those deleted while we were away, into quarantine.
+// such as those deleted while we were away, into quarantine. That a Service was ours
+// its status says, which its users cannot write.
 func (r *round) release(holders map[netip.Addr]bool) {
 	released := make(map[lb.UID]bool)
 	for _, svc := range r.others {
 		uid := uidOf(svc)
 		addrs := recordedAddresses(svc)
-		if len(addrs) == 0 {
+		if c := conditionOf(svc, ConditionAddressAssigned); len(addrs) == 0 || c == nil || c.Reason == ReasonForeignAddress {
 			continue
 		}
 		released[uid] = true
@@ -149,7 +150,7 @@ func (r *round) release(holders map[netip.Addr]bool) {
 			continue
 		}
 		for _, a := range addrs {
-			if !holders[a] && r.quarantine.addrs[a] == nil {
+			if !holders[a] && r.quarantine.addrs[a] == nil && poolOf(r.pools, a) != nil {
 				r.quarantine.add(a, nameOf(svc), uid, r.Now)
 				r.note("address of a Service that is not ours any more is in quarantine until every edge has let go of it", nameOf(svc), a)
 			}

@@ -173,9 +173,13 @@ func (r *round) faceOf(s *subject) (face, []v1.LoadBalancerIngress) {
 	}
 	proposal, recording := r.proposals[s.uid]
 	addrs := s.served
+	at := s.at
 	if recording {
-		addrs = proposal.addrs
-		f.proposed, f.at = formatAddresses(proposal.addrs), proposal.at.UTC().Format(time.RFC3339)
+		addrs, at = proposal.addrs, proposal.at
+		f.proposed = formatAddresses(addrs)
+	}
+	if !at.IsZero() {
+		f.at = at.UTC().Format(time.RFC3339)
 	}
 	standings := r.standings(s)
 	f.programmed, f.knowsProgrammed = r.programmedOf(s, standings)
@@ -202,15 +206,11 @@ func (r *round) describe(s *subject, p *servicePatch, f face, ingress []v1.LoadB
 		return
 	}
 	recording := f.proposed != ""
-	switch {
-	case recording:
+	if recording {
 		p.annotate(AnnotationAssignedAddresses, f.proposed)
 		p.annotate(AnnotationAssignedAt, f.at)
-	case !sameAddresses(s.recorded, recordedAddresses(s.svc)):
-		// Somebody else has written there.
-		p.annotate(AnnotationAssignedAddresses, f.recorded)
-		p.warn(ReasonAnnotationRestored, fmt.Sprintf("%s: %s: is written by eclusa alone: the Service has %s; use %s to ask for an address",
-			AnnotationAssignedAddresses, quoted(s.svc.Annotations[string(AnnotationAssignedAddresses)]), cmp.Or(f.recorded, "none"), AnnotationAddresses))
+	} else {
+		s.restoreRecord(p, f)
 	}
 	if f.ok {
 		p.finalize(s.path.finalizer())
@@ -227,6 +227,19 @@ func (r *round) describe(s *subject, p *servicePatch, f face, ingress []v1.LoadB
 	}
 	p.publish(ingress)
 	p.say(conditions)
+}
+
+// restoreRecord puts our annotations right if somebody else has written there.
+func (s *subject) restoreRecord(p *servicePatch, f face) {
+	addrs, at := s.svc.Annotations[string(AnnotationAssignedAddresses)], s.svc.Annotations[string(AnnotationAssignedAt)]
+	if !sameAddresses(s.recorded, recordedAddresses(s.svc)) {
+		p.annotate(AnnotationAssignedAddresses, f.recorded)
+		p.warn(ReasonAnnotationRestored, fmt.Sprintf("%s: %s: is written by eclusa alone: the Service has %s; use %s to ask for an address",
+			AnnotationAssignedAddresses, quoted(addrs), cmp.Or(f.recorded, "none"), AnnotationAddresses))
+	} else if at != f.at && f.at != "" {
+		p.warn(ReasonAnnotationRestored, fmt.Sprintf("%s: %s: is written by eclusa alone: the Service has its addresses since %s", AnnotationAssignedAt, quoted(at), f.at))
+	}
+	p.annotate(AnnotationAssignedAt, f.at)
 }
 
 // standings returns how the Service stands on each edge that serves one of its

@@ -25,8 +25,8 @@ type subject struct {
 	good      *Translation
 	endpoints Endpoints
 
-	// recorded are the addresses that the Service's annotation records, and at is
-	// when the first of them was assigned.
+	// recorded are the addresses that are the Service's for all that is recorded, and
+	// at is when the newest of them was assigned.
 	recorded []netip.Addr
 	at       time.Time
 	// told are the addresses in the Service's status.

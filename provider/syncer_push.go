@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -54,12 +54,9 @@ func (c *session) send(ctx context.Context, w Wanted) error {
 	return nil
 }
 
-// compose returns what the edge is to hold: what is wanted but for what it cannot
-// do, which is returned with the reasons, and with the last good version where the
-// newest cannot be served.
+// compose returns what the edge is to hold; see [compose].
 func (c *session) compose(w Wanted) (lb.Config, map[lb.UID]lb.Problem, map[lb.UID]Trimmed) {
-	config, withheld, trimmed := fit(w.told(c.state.Info), c.state.Info)
-	return keep(config, c.remembered(), c.lastGood(w, withheld)), withheld, trimmed
+	return compose(w, c.state.Info, c.remembered())
 }
 
 // remembered returns what the edge holds and, besides, what it had been given and
@@ -69,36 +66,19 @@ func (c *session) remembered() lb.Config {
 	if c.drift == nil || c.given == nil {
 		return holds
 	}
-	all := maps.Clone(c.given.LoadBalancers)
-	maps.Copy(all, holds.LoadBalancers)
-	holds.LoadBalancers = all
+	holds.LoadBalancers = union(c.given.LoadBalancers, holds.LoadBalancers)
+	holds.Pools = union(c.given.Pools, holds.Pools)
 	return holds
 }
 
-// lastGood returns the keys of the load balancers that are to stay as the edge
-// holds them: those whose Services ask for what nobody can serve, and those that
-// this edge lacks the means for in their newest version, if it has those for the
-// one that it holds and all addresses of that are the Service's still: it may lack
-// some that the edge could not serve before either.
-func (c *session) lastGood(w Wanted, withheld map[lb.UID]lb.Problem) []string {
-	var keys []string
-	known := c.remembered()
-	for _, uid := range slices.Concat(w.Keep, w.Untold) {
-		keys = append(keys, loadBalancerKey+string(uid))
+// union returns the entries of both, of which those of b count.
+func union[K comparable, V any](a, b map[K]V) map[K]V {
+	all := maps.Clone(a)
+	if all == nil {
+		return b
 	}
-	for uid := range withheld {
-		l, ok := known.LoadBalancers[uid]
-		if ok && allAmong(l.Addresses, w.Config.LoadBalancers[uid].Addresses) && !l.Shortfall(c.state.Info.Capabilities).Refused {
-			keys = append(keys, loadBalancerKey+string(uid))
-		}
-	}
-	slices.Sort(keys)
-	return slices.Compact(keys)
-}
-
-// allAmong says whether there are addresses, and all are among others.
-func allAmong(addrs, others []netip.Addr) bool {
-	return len(addrs) > 0 && !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return !slices.Contains(others, a) })
+	maps.Copy(all, b)
+	return all
 }
 
 // set writes once, and keeps the books about what the edge holds.
@@ -175,7 +155,7 @@ func (c *session) repaired() {
 // same says whether o asks for the very same, told by identity where comparing
 // would be dear: a configuration is never changed, so equal maps are the same.
 func (w Wanted) same(o Wanted) bool {
-	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && slices.Equal(w.Keep, o.Keep) && slices.Equal(w.Untold, o.Untold) &&
+	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && reflect.DeepEqual(w.Keep, o.Keep) && reflect.DeepEqual(w.Untold, o.Untold) &&
 		w.Config.Revision == o.Config.Revision &&
 		sameMap(w.Config.Nodes, o.Config.Nodes) &&
 		sameMap(w.Config.Pools, o.Config.Pools) &&

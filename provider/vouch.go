@@ -11,7 +11,8 @@ import (
 // vouch leaves only those recorded addresses to a Service that are surely its
 // own. Whoever may edit a Service may write into its annotations, so an address
 // there that nothing else speaks for is no more than a wish: it is honoured
-// only if the Service could have been given it and nobody else has it.
+// only if the Service could have been given it and nobody else has it, and not at
+// all if another load balancer serves the Service.
 //
 // For an address speak our own memory, the status of the Service (which its
 // users cannot write), and an edge that holds the address for it.
@@ -29,7 +30,7 @@ func (r *round) vouch() {
 	}
 	for _, s := range r.subjects { // the oldest first
 		for _, a := range doubtful[s] {
-			if r.isFree(a, s, taken[a]) && r.couldHave(s, a) {
+			if s.path != foreigns && r.isFree(a, s, taken[a]) && r.couldHave(s, a) {
 				taken[a] = append(taken[a], s)
 				continue
 			}
@@ -42,6 +43,7 @@ func (r *round) vouch() {
 			}
 			r.note("address in the annotation "+string(AnnotationAssignedAddresses)+" is not the Service's and is ignored; only eclusa writes that annotation", nameOf(s.svc), a)
 		}
+		s.at = r.claimTime(s)
 	}
 }
 

@@ -212,8 +212,8 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 	// flows before Run, so nobody is told before e is set.
 	var e *edge.Edge
 	own := ownAddresses(announcer)
-	p.engine = newEngine(c, log, own, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, _ error) {
-		e.DialFailed(owner.Cluster, check, node)
+	p.engine = newEngine(c, log, own, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, err error) {
+		e.DialFailed(owner.Cluster, check, node, err)
 	})
 	policies := make(map[lb.Cluster]lb.Policy, len(c.Clusters))
 	for _, cluster := range c.Clusters {

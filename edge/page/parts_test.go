@@ -132,6 +132,7 @@ func TestJudge(t *testing.T) {
 		{"draining is no fault", Members{Total: 3, Up: 2, Draining: 1}, applied, true, lb.LoadBalancer{}, OK, ""},
 		{"new", Members{Total: 3}, lb.LoadBalancerStatus{}, false, lb.LoadBalancer{}, Pending, "not in force"},
 		{"not checked", Members{Total: 3}, applied, true, lb.LoadBalancer{}, Pending, "checked"},
+		{"not checked, open", Members{Total: 3}, applied, true, lb.LoadBalancer{FailOpen: true}, Pending, "goes to all"},
 		{"nobody asks", Members{Total: 3, Unchecked: 3}, applied, true, lb.LoadBalancer{}, OK, ""},
 		{"refused", Members{Total: 3, Up: 3}, lb.LoadBalancerStatus{Problems: problem}, true, lb.LoadBalancer{}, Failing, "addresses[0]: is held"},
 		{"served less well", Members{Total: 3, Up: 3}, lb.LoadBalancerStatus{Applied: true, Problems: problem}, true, lb.LoadBalancer{}, Degraded, "is held"},
@@ -156,18 +157,23 @@ func TestMembersWhenNobodyIsUp(t *testing.T) {
 		down   = healthcheck.Down
 		ending = healthcheck.Draining
 	)
+	now := time.Now()
 	for _, c := range []struct {
 		name   string
 		states []healthcheck.State // the first is that of a drained node
 		open   bool
+		whole  bool          // the pool is not narrowed
+		since  time.Duration // that they are in their states
 		want   Members
 	}{
-		{"one is up", []healthcheck.State{down, ending, up}, false, Members{Total: 3, Up: 1, Draining: 2}},
-		{"two end", []healthcheck.State{ending, ending, ending}, false, Members{Total: 3, Draining: 3, LastResort: 2}},
-		{"all down", []healthcheck.State{down, down, down}, false, Members{Total: 3, Draining: 1, Down: 2}},
-		{"all end, open", []healthcheck.State{up, ending, ending}, true, Members{Total: 3, Draining: 3, FailingOpen: true}},
-		{"all down, open", []healthcheck.State{down, down, down}, true, Members{Total: 3, Draining: 1, Down: 2, FailingOpen: true}},
-		{"nobody is known yet", []healthcheck.State{up, healthcheck.Unknown}, true, Members{Total: 2, Draining: 1, FailingOpen: true}},
+		{"one is up", []healthcheck.State{down, ending, up}, false, false, 0, Members{Total: 3, Up: 1, Draining: 2}},
+		{"two end", []healthcheck.State{ending, ending, ending}, false, false, 0, Members{Total: 3, Draining: 3, LastResort: 2}},
+		{"two have ended", []healthcheck.State{ending, ending, ending}, false, false, edge.LastResortFor, Members{Total: 3, Draining: 3}},
+		{"two of a whole pool", []healthcheck.State{ending, ending, ending}, false, true, 0, Members{Total: 3, Draining: 3}},
+		{"all down", []healthcheck.State{down, down, down}, false, false, 0, Members{Total: 3, Draining: 1, Down: 2}},
+		{"all end, open", []healthcheck.State{up, ending, ending}, true, false, 0, Members{Total: 3, Draining: 3, FailingOpen: true}},
+		{"all down, open", []healthcheck.State{down, down, down}, true, false, 0, Members{Total: 3, Draining: 1, Down: 2, FailingOpen: true}},
+		{"nobody is known yet", []healthcheck.State{up, healthcheck.Unknown}, true, false, 0, Members{Total: 2, Draining: 1, FailingOpen: true}},
 	} {
 		cluster := edge.ClusterView{
 			Config: lb.Config{Nodes: map[lb.NodeName]lb.Node{"n0": {Draining: true}}, Pools: map[lb.PoolName]lb.Pool{"pool": {}}},
@@ -176,12 +182,14 @@ func TestMembersWhenNobodyIsUp(t *testing.T) {
 		for i, state := range c.states {
 			node := lb.NodeName(fmt.Sprint("n", i))
 			cluster.Config.Pools["pool"][node] = lb.Member{}
-			cluster.Status.Checks["tcp:1"][node] = lb.MemberStatus{State: state}
+			cluster.Status.Checks["tcp:1"][node] = lb.MemberStatus{State: state, Since: now.Add(-c.since)}
 		}
-		s := &snapshot{members: map[scope]Members{}}
-		got := s.membersOf(cluster, lb.LoadBalancer{Pool: "pool", FailOpen: c.open}, "tcp:1")
-		got.ending = 0
-		if got != c.want {
+		s := &snapshot{Status: Status{At: now}, members: map[scope]Members{}}
+		l := lb.LoadBalancer{Pool: "pool", FailOpen: c.open, Members: cluster.Config.Pools["pool"]}
+		if c.whole {
+			l.Members = nil
+		}
+		if got := s.membersOf(cluster, l, "tcp:1"); got != c.want {
 			t.Errorf("%s: got %+v; want %+v", c.name, got, c.want)
 		}
 	}

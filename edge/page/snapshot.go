@@ -148,13 +148,14 @@ func (s *snapshot) addLoadBalancers(c edge.ClusterView, rates map[lb.Owner]point
 func (s *snapshot) membersOf(c edge.ClusterView, l lb.LoadBalancer, id lb.CheckID) Members {
 	key := scope{c.Name, l.Pool, l.HealthCheck}
 	m, ok := s.members[key]
+	ending := 0 // of those that have endpoints: the others are no last resort
 	if !ok || l.Members != nil {
 		m = Members{}
 		for node := range membersIn(c.Config, l) {
 			health := c.Status.Checks[id][node]
 			m.Total++
-			if !c.Config.Nodes[node].Draining && health.State == healthcheck.Draining {
-				m.ending++
+			if l.Members != nil && !c.Config.Nodes[node].Draining && health.State == healthcheck.Draining && s.At.Sub(health.Since) < edge.LastResortFor {
+				ending++
 			}
 			switch {
 			case c.Config.Nodes[node].Draining, health.State == healthcheck.Draining:
@@ -177,7 +178,7 @@ func (s *snapshot) membersOf(c edge.ClusterView, l lb.LoadBalancer, id lb.CheckI
 	if l.FailOpen {
 		m.FailingOpen = m.Down+m.Draining > 0
 	} else {
-		m.LastResort = m.ending
+		m.LastResort = ending
 	}
 	return m
 }
@@ -231,6 +232,8 @@ func judge(out LoadBalancer, l lb.LoadBalancer, told bool) (State, string) {
 		return Failing, "no member is up; traffic goes to all of them"
 	case m.LastResort > 0:
 		return Failing, fmt.Sprintf("no member is up; traffic goes to the %d that answer but say they should not get any", m.LastResort)
+	case m.Serving() == 0 && m.Down == 0 && m.Draining == 0 && l.FailOpen:
+		return Pending, "no member has been checked yet; traffic goes to all of them"
 	case m.Serving() == 0 && m.Down == 0 && m.Draining == 0:
 		return Pending, "no member has been checked yet"
 	case m.Serving() == 0:

@@ -222,8 +222,6 @@ type Members struct {
 	// LastResort counts those that answer and say that they should not get traffic,
 	// and get it since none is up.
 	LastResort int `json:"lastResort,omitempty"`
-
-	ending int // answer so, whoever is up
 }
 
 // Node is a node of a cluster.

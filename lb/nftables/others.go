@@ -36,7 +36,7 @@ func checkOthers() []Item {
 }
 
 // besideClusterProxy says what is not as elsewhere.
-const besideClusterProxy = "This machine's own node is no member then (its node ports are not reached from here), and connections of a member that dies may be taken up in the middle"
+const besideClusterProxy = "A segment that comes so late that connection tracking calls it invalid may get its connection reset then"
 
 // clusterProxy tells whether a proxy of Kubernetes works in this network namespace,
 // and how that is known; otherwise it is empty. Such a proxy, and the pods whose

@@ -19,7 +19,7 @@ const (
 	acceptPause = 50 * time.Millisecond
 	// slack is how many connections more than the least loaded loop a loop has
 	// before it gives new ones away, since giving away costs a switch.
-	slack = 32
+	slack = 4
 )
 
 // errEnded says that a socket has closed itself.
@@ -150,10 +150,10 @@ func (t *tcpListener) ready(l *loop, _ uint32) {
 		return // the event is from before
 	}
 	for range acceptBatch {
-		fd, sa, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, client, err := accept(t.fd)
 		switch {
 		case err == nil:
-			t.accepted(l, fd, addrPortOf(sa))
+			t.accepted(l, fd, client)
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINVAL): // EINVAL: shut down meanwhile
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):

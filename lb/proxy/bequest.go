@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"slices"
 )
@@ -20,7 +21,6 @@ const (
 type bequest struct {
 	client, member uint64
 	age            uint32 // ticks since it was seen last
-	strays         bool   // it is not where its hash would lead it; not handed over
 }
 
 // clientsRecord is what another process is told of a frontend's clients: for each
@@ -30,42 +30,33 @@ type clientsRecord struct {
 	Data     []byte `json:"data"`
 }
 
-// remembered returns the homes of clients of all frontends. If there are more than
-// can be handed over, those that would lose most come first. Callers hold mu.
-func (e *Engine) remembered() map[*frontend][]bequest {
+// remembered returns the homes of clients of all frontends, the youngest of each if
+// there are more than can be handed over. Nothing is decided meanwhile, so that it
+// must not take long: telling whom the hash would lead elsewhere would. Callers hold
+// mu.
+func (e *Engine) remembered(ctx context.Context) (map[*frontend][]bequest, error) {
 	all := make(map[*frontend][]bequest)
 	total := 0
 	for _, fe := range e.frontends {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		if b := fe.bequests(e.clock()); len(b) > 0 {
 			all[fe] = b
 			total += len(b)
 		}
 	}
 	if total <= maxBequests {
-		return all
+		return all, nil
 	}
 	for fe, b := range all {
-		v := fe.spec.Load().group.view.Load()
-		for i := range b {
-			p := v.rendezvous(b[i].client, func(int) bool { return true })
-			b[i].strays = p < 0 || v.candidates[p].hash != b[i].member
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
-		slices.SortFunc(b, func(x, y bequest) int {
-			if x.strays != y.strays {
-				return cmp.Compare(boolRank(y.strays), boolRank(x.strays))
-			}
-			return cmp.Compare(x.age, y.age)
-		})
+		slices.SortFunc(b, func(x, y bequest) int { return cmp.Compare(x.age, y.age) })
 		all[fe] = b[:len(b)*maxBequests/total]
 	}
-	return all
-}
-
-func boolRank(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
+	return all, nil
 }
 
 // bequests returns the homes of the frontend's clients.
@@ -127,7 +118,7 @@ func (fe *frontend) inheritHomes(now int64, all []bequest) {
 			continue
 		}
 		if e := fe.homes.room(b.client, tick(now), timeout); e != nil {
-			*e = home{client: b.client, member: b.member, seen: tick(now) - b.age}
+			fe.homes.enter(e, home{client: b.client, member: b.member, seen: tick(now) - b.age})
 		}
 	}
 }

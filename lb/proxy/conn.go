@@ -18,10 +18,12 @@ const (
 	closed
 )
 
-// streamEvents are what is asked of the kernel about both sides of a connection,
-// once for its whole life: with edge triggering nothing has to be changed when a
-// side is full or empty.
-const streamEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+// What is asked of the kernel about a side of a connection. With edge triggering
+// nothing has to be changed when it is full or empty.
+const (
+	readEvents   = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+	streamEvents = readEvents | unix.EPOLLOUT
+)
 
 // idleCheck is the longest time after which a changed idle timeout is noticed.
 const idleCheck = int64(time.Minute)
@@ -46,8 +48,8 @@ type conn struct {
 	srcPort uint16 // of src
 	tries   uint8
 	state   uint8
-	homeGen uint8 // see link.settle
-	queued  bool  // in the loop's queue
+	homeGen uint16 // see link.settle
+	queued  bool   // in the loop's queue
 }
 
 // sock is one side of a connection.
@@ -56,6 +58,7 @@ type sock struct {
 	fd   int   // -1 is none
 	slot int32 // -1 is none
 
+	watched  bool // the kernel tells when the socket takes more
 	readable bool // a read may bring something
 	writable bool // a write may take something
 	ended    bool // the peer sent FIN or is gone: read on until that shows
@@ -216,12 +219,15 @@ func (c *conn) dialed(l *loop, events uint32) {
 		return
 	}
 	var err error
-	if c.client.slot, err = l.add(c.client.fd, &c.client, streamEvents); err != nil {
+	// Nearly all clients can take all they get, and are asked about this only when
+	// they cannot: the kernel would tell at once, and in vain.
+	if c.client.slot, err = l.add(c.client.fd, &c.client, readEvents); err != nil {
 		c.close(l, true)
 		return
 	}
 	c.state, c.moved, c.tried = established, l.now, nil
-	c.client.writable = true
+	c.client.readable, c.client.writable = true, true // most clients have spoken by now
+	c.server.watched = true
 	c.link.connections.Add(1)
 	c.link.praise()
 	c.settle(l)
@@ -259,7 +265,7 @@ func (s *sock) ready(l *loop, events uint32) {
 		return
 	}
 	s.note(events)
-	c.pump(l)
+	l.later(c) // once for what there is of both sides
 }
 
 func (s *sock) abandon(l *loop) { s.c.abandon(l) }

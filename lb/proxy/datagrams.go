@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"unsafe"
 
@@ -13,12 +14,22 @@ const (
 	gramBatch = 32
 	// gramSize holds every datagram: the largest has 65,507 bytes.
 	gramSize = 64 << 10
+	// maxTrain is the number of bytes that go out in one message at most.
+	maxTrain = 60 << 10
 )
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
 type mmsghdr struct {
 	hdr unix.Msghdr
 	n   uint32
+}
+
+// trainSize is the control message that makes the kernel cut a message into
+// datagrams of one size (UDP_SEGMENT).
+type trainSize struct {
+	hdr  unix.Cmsghdr
+	size uint16
+	_    [6]byte
 }
 
 // datagrams is a loop's space to receive datagrams and to send them on. Only the
@@ -28,6 +39,11 @@ type datagrams struct {
 	vectors [gramBatch]unix.Iovec
 	names   [gramBatch]unix.RawSockaddrInet6 // large enough for both families
 	buffers []byte
+
+	out      [gramBatch]mmsghdr // what is sent: trains of datagrams
+	lengths  [gramBatch]int     // datagrams of each
+	segments [gramBatch]trainSize
+	noTrains bool // the kernel or the machine's link cannot cut them
 }
 
 func newDatagrams() *datagrams { return &datagrams{buffers: make([]byte, gramBatch*gramSize)} }
@@ -43,8 +59,10 @@ func (l *loop) datagrams() *datagrams {
 func (d *datagrams) buffer(i int) []byte { return d.buffers[i*gramSize : (i+1)*gramSize] }
 
 // from returns the sender of the i-th datagram received.
-func (d *datagrams) from(i int) netip.AddrPort {
-	sa := &d.names[i]
+func (d *datagrams) from(i int) netip.AddrPort { return addrPortOfRaw(&d.names[i]) }
+
+// addrPortOfRaw is the inverse of rawSockaddr; 4-in-6 addresses become IPv4.
+func addrPortOfRaw(sa *unix.RawSockaddrInet6) netip.AddrPort {
 	port := swapPort(sa.Port)
 	if sa.Family == unix.AF_INET {
 		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa)) //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
@@ -63,29 +81,86 @@ func (d *datagrams) receive(fd int) (int, error) {
 		*h = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&d.names[i])), Namelen: unix.SizeofSockaddrInet6, Iov: &d.vectors[i]} //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		h.SetIovlen(1)
 	}
-	return d.call(unix.SYS_RECVMMSG, fd, 0, gramBatch)
+	return call(unix.SYS_RECVMMSG, fd, d.headers[:])
 }
 
 // send sends the datagrams from to to, each to the address to, or to the peer of
-// a connected socket if to is nil. It returns how many went out.
+// a connected socket if to is nil. It returns how many went out. Those of one size
+// go through the kernel together, which is most of what they cost.
 func (d *datagrams) send(fd, from, to int, name *unix.RawSockaddrInet6) (int, error) {
-	for i := from; i < to; i++ {
-		d.vectors[i].SetLen(int(d.headers[i].n))
-		h := &d.headers[i].hdr
-		h.Name, h.Namelen, h.Flags = nil, 0, 0
+	n, err := call(unix.SYS_SENDMMSG, fd, d.load(from, to, name, !d.noTrains))
+	if err != nil && d.lengths[0] > 1 {
+		switch {
+		case errors.Is(err, unix.EIO): // nobody there who makes their checksums
+			d.noTrains = true
+		case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EMSGSIZE): // larger than the link's packets
+			return 0, err
+		}
+		n, err = call(unix.SYS_SENDMMSG, fd, d.load(from, to, name, false))
+	}
+	sent := 0
+	for _, length := range d.lengths[:n] {
+		sent += length
+	}
+	return sent, err
+}
+
+// load makes messages of the datagrams from to to.
+func (d *datagrams) load(from, to int, name *unix.RawSockaddrInet6, trains bool) []mmsghdr {
+	n := 0
+	for i := from; i < to; n++ {
+		length := 1
+		if trains {
+			length = d.train(i, to)
+		}
+		h := &d.out[n].hdr
+		*h = unix.Msghdr{Iov: &d.vectors[i]}
+		h.SetIovlen(length)
 		if name != nil {
 			h.Name, h.Namelen = (*byte)(unsafe.Pointer(name)), unix.SizeofSockaddrInet6 //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 			if name.Family == unix.AF_INET {
 				h.Namelen = unix.SizeofSockaddrInet4
 			}
 		}
+		if length > 1 {
+			s := &d.segments[n]
+			s.hdr.Level, s.hdr.Type, s.size = unix.SOL_UDP, unix.UDP_SEGMENT, uint16(d.headers[i].n) //nolint:gosec // shorter than maxTrain
+			s.hdr.SetLen(unix.CmsgLen(2))
+			h.Control = (*byte)(unsafe.Pointer(s)) //nolint:gosec // as sendmsg(2) has it
+			h.SetControllen(unix.CmsgSpace(2))
+		}
+		d.lengths[n] = length
+		for range length {
+			d.vectors[i].SetLen(int(d.headers[i].n))
+			i++
+		}
 	}
-	return d.call(unix.SYS_SENDMMSG, fd, from, to-from)
+	return d.out[:n]
 }
 
-func (d *datagrams) call(number uintptr, fd, at, n int) (int, error) {
+// train returns how many datagrams from i on can go as one message: those of one
+// size, of which only the last may be shorter.
+func (d *datagrams) train(i, to int) int {
+	size := d.headers[i].n
+	length, total := 1, size
+	for k := i + 1; k < to && size > 0; k++ {
+		n := d.headers[k].n
+		if n > size || n == 0 || total+n > maxTrain {
+			break
+		}
+		length++
+		total += n
+		if n < size {
+			break
+		}
+	}
+	return length
+}
+
+// call calls recvmmsg(2) or sendmmsg(2).
+func call(number uintptr, fd int, headers []mmsghdr) (int, error) {
 	for {
-		done, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&d.headers[at])), uintptr(n), unix.MSG_DONTWAIT, 0, 0) //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
+		done, _, errno := unix.RawSyscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&headers[0])), uintptr(len(headers)), unix.MSG_DONTWAIT, 0, 0) //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		if errno == unix.EINTR {
 			continue
 		}

@@ -8,9 +8,15 @@
 // connections, sessions and listeners outright: everything about one of them
 // happens in one goroutine, without locks, and an idle connection costs two
 // descriptors and one small struct, no goroutine, no buffer, no timer of its
-// own. A loop waits on an epoll descriptor of its own, which itself sits in
-// the poller of the Go runtime, so that no thread is blocked while nothing
-// happens.
+// own. A loop waits in epoll_wait(2), past the poller and the scheduler of
+// the Go runtime, which would cost several system calls and switches per event:
+// each loop blocks a thread, and the program gets one more processor of the
+// runtime (GOMAXPROCS) for each, so that others have theirs. What the kernel
+// tells of both sides of a connection is looked at once per round.
+//
+// A listener belongs to one loop, and is one socket: several with SO_REUSEPORT
+// would lose what waits in the queue of one that is closed or handed over. Its loop
+// gives connections to others when it has some more than they.
 //
 // Set never touches a connection. It stores new views of groups and routes
 // through atomic pointers, which the next pick sees, and posts what must happen
@@ -24,6 +30,9 @@
 // nothing more is read until it is gone. After several full reads in a row the
 // direction goes over to splice(2) with a pipe that it holds only while it
 // moves bytes.
+//
+// Datagrams of one size and one session that come together leave together, as one
+// message that the kernel or the link cuts (UDP_SEGMENT).
 //
 // # Members that fail
 //
@@ -62,13 +71,17 @@
 // a member that joins or comes back takes nobody away, and a client whose member is
 // lost stays with the next one. A connection that is open counts as being there;
 // one that had to go elsewhere, since the member did not answer just then, moves
-// nobody. The memory is bounded (Options.AffinityClients) and is handed over to the
-// next process, up to 131,072 clients; whoever is not in it goes by the hash, as on
-// another edge and after a crash. Affinity goes before the algorithm.
+// nobody. A UDP client has reached a member when that has answered. The memory is
+// bounded (Options.AffinityClients); when it is short, each cluster has the same
+// share, and each load balancer of a cluster. The youngest 131,072 clients are handed
+// over to the next process; whoever is not remembered goes by the hash, as on another
+// edge and after a crash. Affinity goes before the algorithm.
 //
 // SourceHash keeps no memory: a Maglev table of the group's active members decides,
 // on every edge alike. Its size goes by the number of members in whatever state,
-// in few steps, since another size moves nearly all clients: 16, 128 and 1,000.
+// in few steps, since another size moves nearly all clients: 16, 128 and 1,000. Tables
+// are made beside Set, and equal groups share one; until a table is there, the one
+// before goes on with the members that are left.
 //
 // # Families
 //

@@ -31,6 +31,7 @@ type Engine struct {
 	files      budget
 	population budget
 	clients    budget // entries of clients that are remembered
+	tables     tables // of groups
 	panics     atomic.Uint64
 	limitLog   throttle // "a limit is reached"
 	acceptLog  throttle // "accepting does not work"
@@ -52,7 +53,10 @@ type Engine struct {
 	retired   map[retiredKey]*frontend // removed ones whose connections drain
 }
 
-var _ lb.Engine = (*Engine)(nil)
+var (
+	_ lb.Engine     = (*Engine)(nil)
+	_ lb.Restricter = (*Engine)(nil)
+)
 
 // New returns an engine that serves nothing yet. It opens and starts nothing;
 // the first Set does.
@@ -69,6 +73,7 @@ func New(o Options) *Engine {
 	}
 	e.files.limit = int64(fileShare())
 	e.clients.limit = int64(e.opts.AffinityClients)
+	e.tables.limit, e.tables.running = maxTablePlaces, &e.running
 	e.population.limit = int64(o.MaxConnections)
 	if o.MaxConnections <= 0 {
 		e.population.limit = e.files.limit
@@ -115,6 +120,7 @@ func (e *Engine) run() error {
 	}
 	e.spareFD.open()
 	e.loops = loops
+	lendProcessors(len(loops))
 	for _, l := range loops {
 		e.running.Add(1)
 		go l.run()
@@ -207,6 +213,7 @@ func (e *Engine) stop() error {
 		return nil
 	}
 	e.stopped = true
+	e.tables.stop()
 	if n := e.population.used.Load(); n > 0 {
 		e.opts.Log.Info("connections are reset, since the time to drain is over", zap.Int64("connections", n))
 	}
@@ -219,6 +226,7 @@ func (e *Engine) stop() error {
 		l.quit = true
 	})
 	e.running.Wait()
+	lendProcessors(-len(e.loops))
 	for _, l := range e.loops {
 		l.close()
 	}

@@ -86,14 +86,13 @@ func (c *conn) move(l *loop, f *flow, src, dst *sock) (again bool, err error) {
 		return false, nil
 	}
 	for budget := quantum; budget > 0; {
-		if !dst.writable && f.pending() {
-			return false, nil
-		}
-		if err := c.flush(l, f, dst); err != nil {
-			return false, err
+		if dst.writable {
+			if err := c.flush(l, f, dst); err != nil {
+				return false, err
+			}
 		}
 		if f.pending() {
-			return false, nil
+			return false, dst.await(l)
 		}
 		if f.eof {
 			f.done = true
@@ -180,7 +179,7 @@ const eof = -1
 // read reads once: a number of bytes, zero if there is nothing now, or eof.
 func (s *sock) read(b []byte) (int, error) {
 	for {
-		n, err := unix.Read(s.fd, b)
+		n, err := receive(s.fd, b)
 		switch {
 		case err == nil && n == 0:
 			s.readable = false
@@ -201,10 +200,19 @@ func (s *sock) read(b []byte) (int, error) {
 	}
 }
 
+// await makes the kernel tell when the socket takes more.
+func (s *sock) await(l *loop) error {
+	if s.watched {
+		return nil
+	}
+	s.watched = true
+	return l.watch(s.slot, s.fd, unix.EPOLL_CTL_MOD, streamEvents)
+}
+
 // write writes what the socket takes now.
 func (s *sock) write(b []byte) (int, error) {
 	for {
-		n, err := unix.Write(s.fd, b)
+		n, err := send(s.fd, b)
 		switch {
 		case err == nil:
 			s.writable = n == len(b)

@@ -83,7 +83,7 @@ type frontend struct {
 	turn    int                 // state of the round robin
 	links   map[memberKey]*link // all members ever dialled
 	homes   *homes              // of clients; nil: they are not remembered
-	homeGen uint8               // of the last homes
+	homeGen uint16              // of the last entry of the homes before
 	retired bool
 }
 

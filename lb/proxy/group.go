@@ -76,8 +76,8 @@ type view struct {
 	size       int  // of the group, in whatever state its members are
 	states     map[memberKey]lb.BackendState
 
-	once   sync.Once
-	places []int32 // of SourceHash, see table
+	key    tableKey                  // of the table for SourceHash; owned by Set
+	placed atomic.Pointer[placement] // that table, or another one until it is made
 
 	indexOnce sync.Once
 	index     map[uint64]int // see position
@@ -101,7 +101,7 @@ func (v *view) position(hash uint64) int {
 type group struct {
 	view     atomic.Pointer[view]
 	backends []lb.Backend // as they were set; owned by Set
-	hashed   bool         // views need their table; owned by Set
+	indexed  bool         // views need their index; owned by Set
 	members  map[memberKey]*member
 }
 
@@ -145,9 +145,10 @@ func (g *group) set(backends []lb.Backend) bool {
 		}
 	}
 	g.backends = backends
-	if g.hashed {
-		v.table() // before a loop sees the view, and would make it
+	if g.indexed {
+		v.position(0) // before a loop sees the view, and would make it
 	}
+	v.placed.Store(before.placed.Load().outdated(v))
 	g.view.Store(v)
 	return true
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -55,7 +56,7 @@ type sessionRecord struct {
 // HandOver stops reading the sockets of all frontends and UDP sessions, and sends
 // them. Established TCP connections go on here.
 func (e *Engine) HandOver(ctx context.Context, send func(lb.Parcel) error) error {
-	parcels, err := e.bequeath()
+	parcels, err := e.bequeath(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func (e *Engine) HandOver(ctx context.Context, send func(lb.Parcel) error) error
 }
 
 // bequeath pauses everything and tells what is there.
-func (e *Engine) bequeath() ([]lb.Parcel, error) {
+func (e *Engine) bequeath(ctx context.Context) ([]lb.Parcel, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch {
@@ -82,8 +83,11 @@ func (e *Engine) bequeath() ([]lb.Parcel, error) {
 	case e.inherited != nil:
 		return nil, errors.New("hand over: the proxy has not served yet what it was given itself")
 	}
+	clients, err := e.remembered(ctx) // first, since traffic goes on meanwhile
+	if err != nil {
+		return nil, err
+	}
 	e.handed = true
-	clients := e.remembered() // first, since traffic goes on meanwhile
 	e.doListeners(func(ln acceptor) func(*loop) { return ln.pause })
 	var w will
 	for _, fe := range e.frontends {
@@ -110,6 +114,25 @@ func (e *Engine) doListeners(f func(ln acceptor) func(*loop)) {
 		}
 	}
 	e.do(work)
+}
+
+// Restrict ends the connections that are left here of clients that are not allowed
+// any more.
+func (e *Engine) Restrict(allowed map[lb.Owner][]netip.Prefix) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.handed || e.stopped || len(e.loops) == 0 {
+		return
+	}
+	c := &change{e: e, ranges: make(map[rangesKey]ranges)}
+	c.reset()
+	for _, fe := range e.frontends {
+		c.restrict(fe, allowed[fe.owner.id])
+	}
+	for _, fe := range e.retired {
+		c.restrict(fe, allowed[fe.owner.id])
+	}
+	c.do()
 }
 
 // Resume reads the sockets again.

@@ -32,7 +32,8 @@ type home struct {
 	client uint64
 	member uint64 // zero is a free place
 	seen   uint32 // the tick of the last beginning or end of a connection
-	open   uint32 // connections and sessions that are open
+	open   uint16 // connections and sessions that are open, as many as are counted
+	gen    uint16 // of the entry, never zero: those that it counts know it by that
 }
 
 // age returns the ticks since the client was seen. Loops have clocks of their own,
@@ -44,6 +45,15 @@ func (h *home) age(now uint32) uint32 {
 // idle tells whether the entry has had its time.
 func (h *home) idle(now, timeout uint32) bool { return h.open == 0 && h.age(now) > timeout }
 
+// yields tells whether the entry makes room rather than another one: one without
+// connections goes first, and then the one whose client was away for longer.
+func (h *home) yields(o *home, now uint32) bool {
+	if (h.open > 0) != (o.open > 0) {
+		return h.open == 0
+	}
+	return h.age(now) > o.age(now)
+}
+
 // homes remembers the members of a frontend's clients. Hashing alone would move
 // clients to a member that joins or comes back; a client that is remembered stays
 // where it is while that member takes new connections. Clients that are not
@@ -53,10 +63,13 @@ func (h *home) idle(now, timeout uint32) bool { return h.open == 0 && h.age(now)
 // the table is not; then the client that was away longest makes room.
 // frontend.mu guards it.
 type homes struct {
-	gen    uint8   // which table of the frontend it is, never zero
+	gen    uint16  // that the last entry was given
 	budget *budget // entries of all frontends of the engine, but for the first of each
 	used   int     // places that are not free
 	places []home
+
+	vain   bool // it could not grow since others have the memory, since the last Set
+	capped bool // it must not grow, since the owner has more than its share and others need it
 }
 
 // sets returns the two sets that a client's entry may be in.
@@ -83,32 +96,52 @@ func (h *homes) find(client uint64) *home {
 	return nil
 }
 
-// settle notes that a client has reached a member, and returns whether the
-// connection counts for the entry: not if the client is at home elsewhere, at a
-// member that still takes connections, and came here only since that one did not
+// settle notes that a client has reached a member, and returns the entry that the
+// connection counts for. There is none, zero, if the client is at home elsewhere, at
+// a member that still takes connections, and came here only since that one did not
 // answer just now.
-func (h *homes) settle(client, member uint64, now, timeout uint32, serves func(member uint64) bool) bool {
+func (h *homes) settle(client, member uint64, now, timeout uint32, serves func(member uint64) bool) (gen uint16) {
 	e := h.find(client)
 	if e != nil && e.member != member && !e.idle(now, timeout) && serves(e.member) {
 		e.seen = now
-		return false
+		return 0
 	}
 	if e == nil {
 		if e = h.room(client, now, timeout); e == nil {
-			return false
+			return 0
 		}
 	}
 	if e.client != client || e.member != member {
-		*e = home{client: client, member: member}
+		h.enter(e, home{client: client, member: member})
 	}
 	e.seen = now
+	if e.open == math.MaxUint16 {
+		return 0 // while any of those goes on it counts as connected all the same
+	}
 	e.open++
-	return true
+	return e.gen
 }
 
-// leave notes the end of a connection for which settle returned true.
-func (h *homes) leave(client, member uint64, now uint32) {
-	if e := h.find(client); e != nil && e.member == member && e.open > 0 {
+// enter makes a place that of a new entry.
+func (h *homes) enter(place *home, entry home) {
+	if h.gen++; h.gen == 0 {
+		h.gen++
+	}
+	entry.gen = h.gen
+	*place = entry
+}
+
+// entry returns a client's entry if it is still the one that settle returned.
+func (h *homes) entry(client uint64, gen uint16) *home {
+	if e := h.find(client); e != nil && e.gen == gen {
+		return e
+	}
+	return nil
+}
+
+// leave notes the end of a connection for which settle returned an entry.
+func (h *homes) leave(client uint64, now uint32, gen uint16) {
+	if e := h.entry(client, gen); e != nil && e.open > 0 {
 		e.open--
 		e.seen = now
 	}
@@ -146,9 +179,7 @@ func (h *homes) choose(client uint64, now, timeout uint32) (free, oldest *home) 
 				n++
 				continue
 			}
-			// One without connections goes first.
-			if oldest == nil || (e.open > 0) != (oldest.open > 0) && e.open == 0 ||
-				(e.open > 0) == (oldest.open > 0) && e.age(now) > oldest.age(now) {
+			if oldest == nil || e.yields(oldest, now) {
 				oldest = e
 			}
 		}
@@ -163,27 +194,61 @@ func (h *homes) choose(client uint64, now, timeout uint32) (free, oldest *home) 
 func (h *homes) grow(now, timeout uint32) bool {
 	had := len(h.places)
 	size := max(2*had, firstHomes)
-	if size > maxHomes || had > 0 && !h.budget.take(int64(size-had)) {
+	if size > maxHomes || h.capped {
 		return false
 	}
-	old := h.places
-	h.places, h.used = make([]home, size), 0
-	for i := range old {
-		if old[i].member == 0 || old[i].idle(now, timeout) {
-			continue
-		}
-		// It is at most half full, so that there is room in one of two sets.
-		if e, _ := h.choose(old[i].client, now, timeout); e != nil {
-			*e = old[i]
-			h.used++
-		}
+	if had > 0 && !h.budget.take(int64(size-had)) {
+		h.vain = true
+		return false
 	}
+	h.rehash(size, now, timeout)
 	return true
 }
 
+// shrink makes the table smaller, and gives the memory back.
+func (h *homes) shrink(size int, now, timeout uint32) {
+	h.budget.give(int64(len(h.places) - size))
+	h.rehash(size, now, timeout)
+}
+
+// rehash moves the entries to a table of another size. Some make room if there is
+// too little.
+func (h *homes) rehash(size int, now, timeout uint32) {
+	old := h.places
+	h.places, h.used = make([]home, size), 0
+	for i := range old {
+		e := &old[i]
+		if e.member == 0 || e.idle(now, timeout) {
+			continue
+		}
+		free, oldest := h.choose(e.client, now, timeout)
+		switch {
+		case free != nil:
+			*free = *e
+			h.used++
+		case oldest.yields(e, now):
+			*oldest = *e
+		}
+	}
+}
+
+// live counts the entries that have not had their time.
+func (h *homes) live(now, timeout uint32) int {
+	n := 0
+	for i := range h.places {
+		if e := &h.places[i]; e.member != 0 && !e.idle(now, timeout) {
+			n++
+		}
+	}
+	return n
+}
+
+// size is what the table takes of the budget.
+func (h *homes) size() int64 { return int64(max(len(h.places)-firstHomes, 0)) }
+
 // release gives the memory back.
 func (h *homes) release() {
-	h.budget.give(int64(max(len(h.places)-firstHomes, 0)))
+	h.budget.give(h.size())
 	h.places, h.used = nil, 0
 }
 
@@ -198,11 +263,9 @@ func (fe *frontend) remember(b *budget, on bool) {
 	defer fe.mu.Unlock()
 	switch {
 	case on && fe.homes == nil:
-		if fe.homeGen++; fe.homeGen == 0 {
-			fe.homeGen++
-		}
 		fe.homes = &homes{gen: fe.homeGen, budget: b}
 	case !on && fe.homes != nil:
+		fe.homeGen = fe.homes.gen // connections that are open may be counted again
 		fe.homes.release()
 		fe.homes = nil
 	}
@@ -222,8 +285,8 @@ func (fe *frontend) home(s *spec, now int64, client uint64) int {
 }
 
 // settle notes that a client has reached the link's member. gen remembers which
-// table counts the connection; it is zero for a connection that none counts.
-func (k *link) settle(now int64, client netip.Addr, gen *uint8) {
+// entry counts the connection; it is zero for a connection that none counts.
+func (k *link) settle(now int64, client netip.Addr, gen *uint16) {
 	fe := k.fe
 	s := fe.spec.Load()
 	if s.AffinityFor <= 0 {
@@ -232,26 +295,23 @@ func (k *link) settle(now int64, client netip.Addr, gen *uint8) {
 	fe.mu.Lock()
 	defer fe.mu.Unlock()
 	h := fe.homes
-	if h == nil || *gen == h.gen {
+	if h == nil || *gen != 0 && h.entry(hashAddr(client), *gen) != nil {
 		return
 	}
-	*gen = 0
 	serves := func(member uint64) bool { return s.group.view.Load().position(member) >= 0 }
-	if h.settle(hashAddr(client), k.member.Load().hash, tick(now), ticks(s.AffinityFor), serves) {
-		*gen = h.gen
-	}
+	*gen = h.settle(hashAddr(client), k.member.Load().hash, tick(now), ticks(s.AffinityFor), serves)
 }
 
 // leave notes the end of a connection that settle has noted.
-func (k *link) leave(now int64, client netip.Addr, gen *uint8) {
+func (k *link) leave(now int64, client netip.Addr, gen *uint16) {
 	if *gen == 0 {
 		return
 	}
 	fe := k.fe
 	fe.mu.Lock()
 	defer fe.mu.Unlock()
-	if h := fe.homes; h != nil && h.gen == *gen {
-		h.leave(hashAddr(client), k.member.Load().hash, tick(now))
+	if h := fe.homes; h != nil {
+		h.leave(hashAddr(client), tick(now), *gen)
 	}
 	*gen = 0
 }

@@ -1,9 +1,14 @@
 package proxy
 
 import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,12 +29,12 @@ func someClients(n int) []netip.Addr {
 
 // sticky returns a frontend that remembers clients for a minute, and a function
 // by which a client opens a connection, and one that ends it.
-func sticky(weights ...int) (fe *frontend, g *group, open func(now int64, c netip.Addr) (*link, *uint8)) {
+func sticky(weights ...int) (fe *frontend, g *group, open func(now int64, c netip.Addr) (*link, *uint16)) {
 	fe, g = picker(lb.Route{AffinityFor: time.Minute}, weights...)
 	fe.remember(&budget{limit: 1 << 20}, true)
-	return fe, g, func(now int64, c netip.Addr) (*link, *uint8) {
+	return fe, g, func(now int64, c netip.Addr) (*link, *uint16) {
 		k := fe.pick(now, c, nil)
-		gen := new(uint8)
+		gen := new(uint16)
 		k.settle(now, c, gen)
 		return k, gen
 	}
@@ -69,7 +74,7 @@ func TestHomesOutlastNewMembers(t *testing.T) {
 
 func TestOpenConnectionKeepsTheHome(t *testing.T) {
 	_, g, open := sticky(1)
-	var last *uint8
+	var last *uint16
 	var at *link
 	c := someClients(1)[0]
 	at, last = open(1, c)
@@ -144,9 +149,9 @@ func TestHomesAreLimited(t *testing.T) {
 	clients := someClients(20 * limit)
 	keeper := clients[0]
 	kept := fe.pick(1, keeper, nil)
-	kept.settle(1, keeper, new(uint8)) // it stays connected
+	kept.settle(1, keeper, new(uint16)) // it stays connected
 	for i, c := range clients[1:] {
-		now, gen := int64(i+2)*second, new(uint8)
+		now, gen := int64(i+2)*second, new(uint16)
 		k := fe.pick(now, c, nil)
 		k.settle(now, c, gen)
 		k.leave(now, c, gen)
@@ -176,13 +181,13 @@ func TestHomesAreLimited(t *testing.T) {
 
 // TestHomesGrowWithoutLoss compares with a map, as long as there is room.
 func TestHomesGrowWithoutLoss(t *testing.T) {
-	h := &homes{gen: 1, budget: &budget{limit: 1 << 20}}
+	h := &homes{budget: &budget{limit: 1 << 20}}
 	want := map[uint64]uint64{}
 	rnd := rand.New(rand.NewPCG(1, 3))
 	for range 50_000 {
 		client, member := mix(uint64(rnd.IntN(30_000))+1), 1+rnd.Uint64N(5)
-		h.settle(client, member, 5, 10, func(uint64) bool { return false })
-		h.leave(client, member, 5)
+		gen := h.settle(client, member, 5, 10, func(uint64) bool { return false })
+		h.leave(client, 5, gen)
 		want[client] = member
 	}
 	lost := 0
@@ -203,14 +208,14 @@ func TestHomesGrowWithoutLoss(t *testing.T) {
 func TestCraftedClientsGrowNothing(t *testing.T) {
 	never := func(uint64) bool { return false }
 	b := &budget{limit: 1 << 20}
-	h := &homes{gen: 1, budget: b}
+	h := &homes{budget: b}
 	for i := range uint64(20) {
 		h.settle((i+1)<<40, 1, 5, 10, never)
 	}
 	if len(h.places) > 4*firstHomes {
 		t.Errorf("20 clients with the same low bits: got %d places", len(h.places))
 	}
-	h = &homes{gen: 1, budget: b}
+	h = &homes{budget: b}
 	for len(h.places) < 1<<10 {
 		if !h.grow(5, 10) {
 			t.Fatal("no room to grow")
@@ -227,7 +232,7 @@ func TestCraftedClientsGrowNothing(t *testing.T) {
 	if len(h.places) != 1<<10 || h.used != 2*waysOfHomes {
 		t.Errorf("40 clients that share two sets: got %d of %d places used; want %d of 1024", h.used, len(h.places), 2*waysOfHomes)
 	}
-	if h = (&homes{gen: 1, budget: &budget{}}); !h.settle(1, 1, 5, 10, never) || len(h.places) != firstHomes {
+	if h = (&homes{budget: &budget{}}); h.settle(1, 1, 5, 10, never) == 0 || len(h.places) != firstHomes {
 		t.Errorf("a frontend when others have all the memory: got %d places; want %d", len(h.places), firstHomes)
 	}
 }
@@ -244,7 +249,11 @@ func TestBequestsComeBack(t *testing.T) {
 	e := New(Options{})
 	e.frontends[fe.id] = fe
 	var w will
-	w.clients(e.remembered()[fe], 0)
+	all, err := e.remembered(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.clients(all[fe], 0)
 	next, _ := picker(lb.Route{AffinityFor: time.Minute}, 1, 1, 1)
 	next.remember(&budget{limit: 1 << 20}, true)
 	for _, r := range w.later {
@@ -258,6 +267,70 @@ func TestBequestsComeBack(t *testing.T) {
 		if a.node != b.node {
 			t.Fatalf("client %s: got %s in the next process; want %s", c, b.node, a.node)
 		}
+	}
+}
+
+// TestOldestClientsAreLeftBehind: beyond what is handed over, the youngest clients of
+// each frontend are, and nobody waits for it longer than the context says.
+func TestOldestClientsAreLeftBehind(t *testing.T) {
+	e := New(Options{})
+	const each = maxHomes * 3 / 4
+	for i := range 2 {
+		fe, _ := picker(lb.Route{AffinityFor: time.Hour}, 1, 2)
+		fe.id.Port += uint16(i)
+		fe.remember(&e.clients, true)
+		e.frontends[fe.id] = fe
+		for c := range uint64(each) {
+			h, seen := fe.homes, -uint32(c)
+			h.leave(mix(c+1), seen, h.settle(mix(c+1), 7, seen, 1<<30, nil))
+		}
+	}
+	all, err := e.remembered(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for fe, b := range all {
+		if len(b) < maxBequests/2-100 || len(b) > maxBequests/2 {
+			t.Errorf("frontend %s: got %d clients; want about half of %d", fe.id, len(b), maxBequests)
+		}
+		oldest := slices.MaxFunc(b, func(x, y bequest) int { return cmp.Compare(x.age, y.age) }).age
+		if oldest < maxBequests/2-100 || oldest > maxBequests/2+1000 {
+			t.Errorf("frontend %s: the oldest of %d clients was away for %d ticks; want the youngest, of which one comes with each tick", fe.id, len(b), oldest)
+		}
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if all, err := e.remembered(ended); err == nil {
+		t.Errorf("after the context has ended: got %d clients and no error", len(all))
+	}
+	if _, err := e.bequeath(ended); err == nil || e.handed {
+		t.Errorf("handed over after the context has ended: got %v, handed %v", err, e.handed)
+	}
+}
+
+func BenchmarkRemembered(b *testing.B) {
+	for _, members := range []int{10, 1000} {
+		b.Run(fmt.Sprint("members-", members), func(b *testing.B) {
+			e := New(Options{})
+			for i := range 9 {
+				g := newGroup()
+				g.set(manyBackends(members, "node"))
+				fe := newFrontend(lb.Frontend{Port: uint16(80 + i), Protocol: lb.TCP}, &owner{}, 1)
+				fe.spec.Store(newSpec(lb.TCP, lb.Route{AffinityFor: 3 * time.Hour}, g, nil))
+				fe.remember(&e.clients, true)
+				for j, c := range someClients(maxHomes) {
+					seen := -uint32(j)
+					h := fe.homes
+					h.leave(hashAddr(c), seen, h.settle(hashAddr(c), 1, seen, 1<<30, func(uint64) bool { return true }))
+				}
+				e.frontends[fe.id] = fe
+			}
+			for b.Loop() {
+				if all, err := e.remembered(b.Context()); err != nil || len(all) != 9 {
+					b.Fatal(len(all), err)
+				}
+			}
+		})
 	}
 }
 
@@ -353,5 +426,55 @@ func TestHomesCountConnections(t *testing.T) {
 	}
 	if n := p.engine.clients.used.Load(); n != int64(max(len(fe.homes.places)-firstHomes, 0)) {
 		t.Errorf("entries counted: got %d; want those of the table that is left, %d, without the first", n, len(fe.homes.places))
+	}
+}
+
+// TestHomeKnowsItsConnections: an entry that was another one in between counts only
+// the connections that have come since.
+func TestHomeKnowsItsConnections(t *testing.T) {
+	fe, g, open := sticky(1, 1)
+	c := someClients(1)[0]
+	first, firstGen := open(1, c)
+	set := func(at, elsewhere lb.BackendState) {
+		all := backendsOf(1, 1)
+		for i := range all {
+			all[i].State = elsewhere
+			if all[i].Node == first.node {
+				all[i].State = at
+			}
+		}
+		g.set(all)
+	}
+	set(lb.Draining, lb.Active)
+	second, secondGen := open(2, c)
+	second.leave(3, c, secondGen)
+	set(lb.Active, lb.Draining)
+	third, thirdGen := open(4, c)
+	if third.node != first.node {
+		t.Fatalf("got %s; want %s", third.node, first.node)
+	}
+	first.leave(5, c, firstGen)
+	if e := fe.homes.find(hashAddr(c)); e.open != 1 {
+		t.Errorf("one connection of before has ended and one of now is open: got %d counted; want 1", e.open)
+	}
+	third.leave(6, c, thirdGen)
+	if e := fe.homes.find(hashAddr(c)); e.open != 0 {
+		t.Errorf("all have ended: got %d counted; want 0", e.open)
+	}
+}
+
+func TestManyConnectionsOfAClient(t *testing.T) {
+	h := &homes{budget: &budget{}}
+	gens := make([]uint16, math.MaxUint16+10)
+	for i := range gens {
+		gens[i] = h.settle(1, 1, 5, 10, nil)
+	}
+	for _, gen := range gens {
+		if gen != 0 {
+			h.leave(1, 6, gen)
+		}
+	}
+	if e := h.find(1); e.open != 0 || e.seen != 6 {
+		t.Errorf("after %d connections: got %+v; want none open", len(gens), e)
 	}
 }

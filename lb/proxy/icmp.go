@@ -11,7 +11,7 @@ import (
 
 const (
 	// icmpBurst and icmpInterval bound the messages of a loop: 50 at once, and 1,000
-	// a second, as the kernel does with its own.
+	// a second, which is what the kernel allows itself for the whole machine.
 	icmpBurst    = 50
 	icmpInterval = int64(1_000_000)
 	// The lengths of what a message begins with, and of what it quotes.

@@ -3,10 +3,11 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,6 +19,10 @@ const (
 	batch = 256
 	// scratchSize is the size of a loop's buffer, and so of the largest read.
 	scratchSize = 64 << 10
+	// yieldEvery is how often a loop calls the scheduler of the runtime. That takes
+	// a goroutine that has not done so for 10 ms for one that keeps others waiting,
+	// and then interrupts it and takes its processor every 20 us.
+	yieldEvery = int64(8 * time.Millisecond)
 )
 
 // handler is something with a descriptor in a loop.
@@ -42,19 +47,16 @@ type loop struct {
 	index int
 
 	epfd   int
-	file   *os.File // epfd, in the poller of the runtime
-	raw    syscall.RawConn
-	poll   func(fd uintptr) bool // made once, since it is called for each wait
 	wakefd int
 	wakeAt int32 // slot of wakefd
 
 	now    int64 // since the engine's start, as of the present batch
+	yield  int64 // when to call the scheduler next
 	events [batch]unix.EpollEvent
 	got    int
 	slots  []slot
 	free   []int32
 	timers timers
-	armed  int64 // the deadline that the runtime knows of
 	runq   []*conn
 	spare  []*conn
 
@@ -70,9 +72,10 @@ type loop struct {
 	idle chan struct{} // closed when load falls to zero; nil: nobody waits
 	quit bool
 
-	mu    sync.Mutex
-	inbox []func(*loop)
-	woken bool
+	mu     sync.Mutex
+	inbox  []func(*loop)
+	posted atomic.Bool // the inbox is not empty
+	asleep atomic.Bool // and posts must wake the loop
 }
 
 // newLoop makes the descriptors of a loop.
@@ -87,38 +90,12 @@ func newLoop(e *Engine, index int) (*loop, error) {
 		return nil, fmt.Errorf("create event descriptor: %w", err)
 	}
 	l := &loop{e: e, index: index, epfd: epfd, wakefd: wakefd, scratch: make([]byte, scratchSize)}
-	if err := l.register(); err != nil {
+	if l.wakeAt, err = l.add(l.wakefd, waker{}, unix.EPOLLIN); err != nil {
 		closeFD(wakefd)
-		if l.file == nil {
-			closeFD(epfd)
-		} else {
-			_ = l.file.Close()
-		}
+		closeFD(epfd)
 		return nil, err
 	}
 	return l, nil
-}
-
-// register puts the loop's epoll descriptor into the poller of the runtime and
-// the waking descriptor into the former.
-func (l *loop) register() error {
-	// Only a descriptor that is not blocking goes into the poller.
-	if err := unix.SetNonblock(l.epfd, true); err != nil {
-		return fmt.Errorf("set epoll descriptor to not blocking: %w", err)
-	}
-	l.file = os.NewFile(uintptr(l.epfd), "epoll")
-	if err := l.file.SetDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("put epoll descriptor into the poller: %w", err)
-	}
-	raw, err := l.file.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("put epoll descriptor into the poller: %w", err)
-	}
-	l.raw = raw
-	l.poll = l.take
-	l.armed = never
-	l.wakeAt, err = l.add(l.wakefd, waker{}, unix.EPOLLIN)
-	return err
 }
 
 // waker is the handler of the descriptor that tells of posts.
@@ -127,7 +104,6 @@ type waker struct{}
 func (waker) ready(l *loop, _ uint32) {
 	var b [8]byte
 	_, _ = unix.Read(l.wakefd, b[:])
-	l.runPosts()
 }
 
 func (waker) abandon(*loop) {}
@@ -136,10 +112,9 @@ func (waker) abandon(*loop) {}
 func (l *loop) post(f func(*loop)) {
 	l.mu.Lock()
 	l.inbox = append(l.inbox, f)
-	wake := !l.woken
-	l.woken = true
+	l.posted.Store(true)
 	l.mu.Unlock()
-	if wake {
+	if l.asleep.CompareAndSwap(true, false) {
 		one := [8]byte{1}
 		_, _ = unix.Write(l.wakefd, one[:])
 	}
@@ -148,7 +123,8 @@ func (l *loop) post(f func(*loop)) {
 func (l *loop) runPosts() {
 	l.mu.Lock()
 	posts := l.inbox
-	l.inbox, l.woken = nil, false
+	l.inbox = nil
+	l.posted.Store(false)
 	l.mu.Unlock()
 	for _, f := range posts {
 		l.guard(waker{}, func() { f(l) })
@@ -168,6 +144,9 @@ func (l *loop) run() {
 		for i := range l.got {
 			l.dispatch(&l.events[i])
 		}
+		if l.posted.Load() {
+			l.runPosts()
+		}
 		l.runQueue()
 		for t := l.timers.pop(l.now); t != nil; t = l.timers.pop(l.now) {
 			l.guard(t, func() { t.expire(l) })
@@ -175,6 +154,10 @@ func (l *loop) run() {
 		if l.idle != nil && l.load.Load() == 0 {
 			close(l.idle)
 			l.idle = nil
+		}
+		if l.now >= l.yield {
+			l.yield = l.now + yieldEvery
+			runtime.Gosched()
 		}
 	}
 }
@@ -187,48 +170,31 @@ func (l *loop) close() {
 	}
 	l.icmp.close(&l.e.files)
 	closeFD(l.wakefd)
-	_ = l.file.Close()
+	closeFD(l.epfd)
 }
 
-// wait waits for events or for the next timer.
+// wait waits for events or for the next timer. It blocks its thread, since that
+// costs one system call and one switch where the poller of the runtime costs
+// several of both; see processors.
 func (l *loop) wait() error {
-	l.got = 0
+	timeout := -1
 	if len(l.runq) > 0 {
-		l.take(uintptr(l.epfd))
-		return nil
+		timeout = 0
+	} else if next := l.timers.next(); next != never {
+		// Rounded up, or it would wake just before the time.
+		timeout = int(min(max(next-l.e.clock()+int64(time.Millisecond)-1, 0)/int64(time.Millisecond), math.MaxInt32))
 	}
-	l.arm()
-	err := l.raw.Read(l.poll)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		l.armed = 0
-		return nil
+	l.asleep.Store(timeout != 0)
+	if l.posted.Load() { // before it was said that posts must wake
+		timeout = 0
 	}
-	return err
-}
-
-// take takes the events that are there; false if there are none.
-func (l *loop) take(fd uintptr) bool {
-	n, err := unix.EpollWait(int(fd), l.events[:], 0)
-	if err != nil { // EINTR
-		return false
+	n, err := unix.EpollWait(l.epfd, l.events[:], timeout)
+	l.asleep.Store(false)
+	l.got = max(n, 0)
+	if err != nil && !errors.Is(err, unix.EINTR) {
+		return os.NewSyscallError("epoll_wait", err)
 	}
-	l.got = n
-	return n > 0
-}
-
-// arm tells the runtime the time of the next timer. A deadline that is too early
-// stays, since telling costs more than waking up once in vain.
-func (l *loop) arm() {
-	next := l.timers.next()
-	if l.armed != 0 && l.armed <= next {
-		return
-	}
-	l.armed = next
-	var deadline time.Time
-	if next != never {
-		deadline = l.e.start.Add(time.Duration(next))
-	}
-	_ = l.file.SetReadDeadline(deadline)
+	return nil
 }
 
 // add starts telling h of events of fd.

@@ -1,6 +1,9 @@
 package proxy
 
-import "slices"
+import (
+	"slices"
+	"sort"
+)
 
 // maglevSizes are the sizes of tables by the largest number of members that a
 // table of the size is for: primes, with a hundred places or more for each member.
@@ -31,47 +34,75 @@ func maglev(candidates []candidate, size int) []int32 {
 	if len(candidates) == 0 {
 		return nil
 	}
-	type preference struct{ at, skip, credit, weight int }
-	heaviest := 0
+	type preference struct{ at, skip int }
 	order := make([]preference, len(candidates))
 	for i, c := range candidates {
 		order[i] = preference{
-			at:     int(c.hash % uint64(size)),          //nolint:gosec // less than size
-			skip:   int(mix(c.hash)%uint64(size-1)) + 1, //nolint:gosec // less than size
-			weight: c.weight,
+			at:   int(c.hash % uint64(size)),          //nolint:gosec // less than size
+			skip: int(mix(c.hash)%uint64(size-1)) + 1, //nolint:gosec // less than size
 		}
-		heaviest = max(heaviest, c.weight)
 	}
 	table := slices.Repeat([]int32{-1}, size)
-	for filled := 0; ; {
-		for i := range order {
-			p := &order[i]
-			if p.credit += p.weight; p.credit < heaviest {
-				continue
+	for _, i := range maglevTurns(candidates, size) {
+		p := &order[i]
+		for table[p.at] >= 0 {
+			if p.at += p.skip; p.at >= size {
+				p.at -= size
 			}
-			p.credit -= heaviest
-			for table[p.at] >= 0 {
-				p.at = (p.at + p.skip) % size
-			}
-			table[p.at] = int32(i)
-			if filled++; filled == size {
-				return table
+		}
+		table[p.at] = i
+	}
+	return table
+}
+
+// maglevTurns returns who takes a place when. In each round the heaviest candidate
+// has a turn and another one its share of a turn, so that its turn k comes in the
+// round in which it has k shares of the heaviest; within a round the turns go by
+// position. Going through the rounds would take as many steps as rounds times
+// candidates, nearly all for nothing where one is heavy; so the turns are counted
+// by their rounds and put in order at once.
+func maglevTurns(candidates []candidate, size int) []int32 {
+	heaviest := 0
+	for _, c := range candidates {
+		heaviest = max(heaviest, c.weight)
+	}
+	rounds := 1 + sort.Search(size-1, func(before int) bool {
+		turns := 0
+		for _, c := range candidates {
+			turns += (before + 1) * c.weight / heaviest
+		}
+		return turns >= size
+	})
+	each := func(turn func(i, round int)) {
+		for i, c := range candidates {
+			for k := 1; ; k++ {
+				round := (k*heaviest + c.weight - 1) / c.weight
+				if round > rounds {
+					break
+				}
+				turn(i, round)
 			}
 		}
 	}
-}
-
-// table returns the view's table, which is made at the first call.
-func (v *view) table() []int32 {
-	v.once.Do(func() { v.places = maglev(v.candidates, maglevSize(v.size)) })
-	return v.places
+	next := make([]int, rounds+2) // where the next turn of a round goes
+	each(func(_, round int) { next[round+1]++ })
+	for round := range rounds + 1 {
+		next[round+1] += next[round]
+	}
+	turns := make([]int32, next[rounds+1])
+	each(func(i, round int) {
+		turns[next[round]] = int32(i) //nolint:gosec // fewer than 2^31
+		next[round]++
+	})
+	return turns[:size]
 }
 
 // hashed chooses by the client's address and the table. The clients of a
-// candidate that will not do are spread over the others as rendezvous does.
+// candidate that will not do are spread over the others as rendezvous does, and so
+// are all while there is no table.
 func (fe *frontend) hashed(client uint64, ok func(int) bool) int {
-	if table := fe.view.table(); len(table) > 0 {
-		if i := int(table[client%uint64(len(table))]); ok(i) {
+	if p := fe.view.placed.Load(); p != nil {
+		if i := p.place(client); i >= 0 && ok(i) {
 			return i
 		}
 	}

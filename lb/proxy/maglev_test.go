@@ -25,6 +25,8 @@ func viewOf(backends []lb.Backend) *view {
 	return g.view.Load()
 }
 
+func tableFor(v *view) []int32 { return maglev(v.candidates, maglevSize(v.size)) }
+
 func weightsOf(n, w int) []int { return slices.Repeat([]int{w}, n) }
 
 // TestMaglevSpreadsAndMovesFew: members get places by weight, and when one is lost
@@ -43,7 +45,7 @@ func TestMaglevSpreadsAndMovesFew(t *testing.T) {
 			all[i].Node = lb.NodeName(fmt.Sprintf("node-%03d", i))
 		}
 		before := viewOf(all)
-		table := before.table()
+		table := tableFor(before)
 		total, got := 0, map[int32]int{}
 		for _, w := range c.weights {
 			total += w
@@ -62,13 +64,14 @@ func TestMaglevSpreadsAndMovesFew(t *testing.T) {
 			less := slices.Clone(all)
 			less[lost].State = lb.Dead
 			after := viewOf(less)
+			then := tableFor(after)
 			moved, kept := 0, 0
 			for p, i := range table {
 				if int(i) == lost {
 					continue
 				}
 				kept++
-				if before.candidates[i].node != after.candidates[after.table()[p]].node {
+				if before.candidates[i].node != after.candidates[then[p]].node {
 					moved++
 				}
 			}
@@ -85,7 +88,7 @@ func TestMaglevSpreadsAndMovesFew(t *testing.T) {
 // edge, must not decide otherwise.
 func TestMaglevIsTheSameEverywhere(t *testing.T) {
 	h := fnv.New64a()
-	for _, i := range viewOf(backendsOf(1, 1, 3)).table() {
+	for _, i := range tableFor(viewOf(backendsOf(1, 1, 3))) {
 		fmt.Fprint(h, i, " ")
 	}
 	const want = uint64(0xf01ae038fd2c2afd)
@@ -97,8 +100,10 @@ func TestMaglevIsTheSameEverywhere(t *testing.T) {
 // TestHashedAvoids: clients of a member that does not answer go elsewhere, each to
 // the same one, and those of others stay.
 func TestHashedAvoids(t *testing.T) {
-	fe, _ := picker(lb.Route{Algorithm: lb.SourceHash}, 1, 1, 1)
+	fe, g := picker(lb.Route{Algorithm: lb.SourceHash}, 1, 1, 1)
 	e := New(Options{})
+	missing, _ := e.tables.want([]hashedGroup{{view: g.view.Load()}})
+	await(t.Context(), missing)
 	clients := someClients(300)
 	home := map[int]lb.NodeName{}
 	for i, c := range clients {
@@ -138,29 +143,47 @@ func BenchmarkMaglev(b *testing.B) {
 	}
 }
 
-// TestViewsComeWithTheirTable: no loop makes a table, while clients wait for it.
-func TestViewsComeWithTheirTable(t *testing.T) {
-	g := newGroup()
-	id := lb.GroupID{Name: "pool"}
-	e := New(Options{})
-	e.groups[id] = g
-	c := &change{e: e, changed: map[*group]bool{}}
-	by := func(a lb.Algorithm) map[lb.GroupID]bool {
-		return bySource(map[lb.Frontend]lb.Route{{Port: 80}: {Group: id, Algorithm: a}})
+// maglevInRounds takes the turns one round after the other.
+func maglevInRounds(candidates []candidate, size int) []int32 {
+	heaviest := 0
+	for _, c := range candidates {
+		heaviest = max(heaviest, c.weight)
 	}
-	for i, step := range []struct {
-		algorithm lb.Algorithm
-		want      bool
-	}{
-		{lb.RoundRobin, false},
-		{lb.SourceHash, true},
-		{lb.SourceHash, true},
-		{lb.RoundRobin, true}, // its route goes by it until the new one is in force
-		{lb.RoundRobin, false},
-	} {
-		c.setGroups(map[lb.GroupID]lb.Group{id: {Backends: backendsOf(weightsOf(i+1, 1)...)}}, by(step.algorithm))
-		if got := len(g.view.Load().places) > 0; got != step.want {
-			t.Errorf("step %d, %s: got a table %v; want %v", i, step.algorithm, got, step.want)
+	var turns []int32
+	credit := make([]int, len(candidates))
+	for len(turns) < size {
+		for i, c := range candidates {
+			if credit[i] += c.weight; credit[i] >= heaviest {
+				credit[i] -= heaviest
+				turns = append(turns, int32(i))
+			}
 		}
+	}
+	return turns[:size]
+}
+
+func TestMaglevTurns(t *testing.T) {
+	heavy := append([]int{lb.MaxWeight}, weightsOf(200, 1)...)
+	for _, weights := range [][]int{
+		{1}, {7}, {1, 1, 1}, {1, 2}, {3, 7, 5, 7}, heavy, {1, lb.MaxWeight, lb.MaxWeight - 1, 333, 333, 2},
+	} {
+		candidates := viewOf(backendsOf(weights...)).candidates
+		for _, size := range []int{1, 2, 97, 4_093} {
+			if got, want := maglevTurns(candidates, size), maglevInRounds(candidates, size); !slices.Equal(got, want) {
+				t.Errorf("weights %v, %d places: got turns %v; want %v", weights, size, got, want)
+			}
+		}
+	}
+}
+
+func BenchmarkMaglevOneHeavy(b *testing.B) {
+	for _, n := range []int{500, 1001, 10_000} {
+		b.Run(fmt.Sprint("members-", n), func(b *testing.B) {
+			v := viewOf(manyBackends(n, "node"))
+			v.candidates[0].weight = lb.MaxWeight
+			for b.Loop() {
+				maglev(v.candidates, maglevSize(n))
+			}
+		})
 	}
 }

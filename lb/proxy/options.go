@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"runtime"
 	"syscall"
 	"time"
 
@@ -35,9 +34,9 @@ type Options struct {
 	// UDPSessionsPerSource bounds those of one client address; 0 is 1024.
 	UDPSessionsPerSource int
 	// AffinityClients bounds the clients that are remembered for routes with
-	// affinity, over all frontends; 0 is 1,048,576, of 24 bytes each. The
-	// first 32 of a frontend do not count, and it has 131,072 at most. Beyond that the one that was away
-	// longest makes room, and goes by the hash of its address when it comes again.
+	// affinity, over all frontends; 0 is 1,048,576, of 24 bytes each. The first 32 of
+	// a frontend do not count, and it has 131,072 at most. Beyond that the one that was
+	// away longest makes room, and goes by the hash of its address when it comes again.
 	AffinityClients int
 	// OnDialError, unless nil, is told that a member could not be reached: at
 	// most four times a second per member, and never for faults of this machine.
@@ -88,7 +87,7 @@ func (o Options) withDefaults() Options {
 		o.AffinityClients = defaultAffinity
 	}
 	if o.Loops <= 0 {
-		o.Loops = min(runtime.GOMAXPROCS(0), maxLoops)
+		o.Loops = min(processors(), maxLoops)
 	}
 	return o
 }

@@ -122,3 +122,38 @@ func TestRangesReachWhatDrains(t *testing.T) {
 		t.Errorf("a connection that drains, of a client that is not allowed any more: got %v; want a reset", err)
 	}
 }
+
+// TestRangesReachWhatWasLeftBehind: connections that go on after a hand-over obey
+// what their load balancer allows since.
+func TestRangesReachWhatWasLeftBehind(t *testing.T) {
+	p := newPlace(t, Options{}, lb.TCP, 1)
+	p.set()
+	p.echo(0)
+	c, err := p.ask("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, by := p.engine, p.table.Routes[p.front].Owner
+	shutOut := map[lb.Owner][]netip.Prefix{by: {netip.MustParsePrefix("192.0.2.0/24")}}
+	e.Restrict(shutOut) // without a hand-over the table says it
+	if err := again(c, "still"); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.HandOver(t.Context(), func(lb.Parcel) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- e.Shutdown(t.Context()) }()
+	e.Restrict(map[lb.Owner][]netip.Prefix{by: {netip.MustParsePrefix("127.0.0.0/8")}, {Cluster: "another"}: shutOut[by]})
+	if err := again(c, "allowed"); err != nil {
+		t.Errorf("a client that is allowed: got %v", err)
+	}
+	e.Restrict(shutOut)
+	if err := again(c, "forbidden"); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("a client that is not allowed any more: got %v; want a reset", err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	e.Restrict(shutOut) // of no consequence
+}

@@ -98,3 +98,26 @@ func (p *place) state(s lb.BackendState) {
 	p.table = lb.Table{Routes: p.table.Routes, Groups: groups}
 	p.set()
 }
+
+// TestUnusedPortChangesHands: a UDP port that nobody serves and that has lost its
+// last sessions with its owner is closed, so that the kernel turns clients away.
+func TestUnusedPortChangesHands(t *testing.T) {
+	p := newPlace(t, Options{}, lb.UDP, 1)
+	p.set()
+	p.echo(0)
+	if _, err := p.ask("hello"); err != nil {
+		t.Fatal(err)
+	}
+	p.state(lb.Draining)
+	r := p.table.Routes[p.front]
+	r.Owner.UID = "another"
+	p.table.Routes = map[lb.Frontend]lb.Route{p.front: r}
+	p.set()
+	if fe := p.engine.frontends[p.front]; fe.ln != nil {
+		t.Errorf("a port without members and sessions: got it open still, ended: %v", fe.ln.ended())
+	}
+	p.state(lb.Active)
+	if _, err := p.ask("hello"); err != nil {
+		t.Errorf("after a member has come: %v", err)
+	}
+}

@@ -81,8 +81,15 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		ranges:  make(map[rangesKey]ranges),
 	}
 	c.reset()
-	c.setGroups(t.Groups, bySource(t.Routes))
+	needs := needsOf(t.Routes)
+	c.setGroups(t.Groups, needs)
+	// All views are in force by now, so that nobody waits who has lost a member.
+	ctx, cancel := context.WithTimeout(ctx, tableWait)
+	defer cancel()
+	missing, outdated := e.tables.want(c.hashedGroups(needs))
+	await(ctx, missing) // or clients would go elsewhere for a moment when an edge starts
 	c.setRoutes(t.Routes)
+	c.dropTables(needs)
 	// What is closed must be closed before its address is opened again.
 	c.do()
 	c.inherit()
@@ -91,6 +98,8 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		fe.judge(c.now, c.act)
 	}
 	c.do()
+	await(ctx, outdated)
+	c.shareClients()
 	e.forgetRetired()
 	if len(c.refused) == 0 {
 		return nil, nil
@@ -115,19 +124,21 @@ func (c *change) inAll(f func(*loop)) {
 	}
 }
 
-// setGroups brings groups in line. hashed are those that need a table.
-func (c *change) setGroups(groups map[lb.GroupID]lb.Group, hashed map[lb.GroupID]bool) {
+// setGroups brings groups in line.
+func (c *change) setGroups(groups map[lb.GroupID]lb.Group, needs map[lb.GroupID]need) {
 	for id, g := range groups {
 		cur := c.e.groups[id]
 		if cur == nil {
 			cur = newGroup()
 			c.e.groups[id] = cur
 		}
-		cur.hashed = cur.hashed || hashed[id] // the routes that were set before are still in force
+		cur.indexed = cur.indexed || needs[id].index // the routes that were set before are still in force
 		if cur.set(g.Backends) {
 			c.changed[cur] = true
 		}
-		cur.hashed = hashed[id]
+		if cur.indexed = needs[id].index; cur.indexed {
+			cur.view.Load().position(0) // it had none before
+		}
 	}
 	for id, cur := range c.e.groups {
 		if _, ok := groups[id]; !ok && cur.set(nil) {
@@ -136,19 +147,48 @@ func (c *change) setGroups(groups map[lb.GroupID]lb.Group, hashed map[lb.GroupID
 	}
 }
 
-// needsTable tells whether connections of a route go by the table of its group.
-// Set makes it, since that takes longer than a loop may stand still.
-func needsTable(r *lb.Route) bool { return r.Algorithm == lb.SourceHash && r.AffinityFor <= 0 }
+// need is what routes need of the views of their group, which takes longer to make
+// than a loop may stand still.
+type need struct {
+	table bool
+	index bool // see view.position
+}
 
-// bySource returns the groups whose tables routes need.
-func bySource(routes map[lb.Frontend]lb.Route) map[lb.GroupID]bool {
-	all := make(map[lb.GroupID]bool)
+// needsOf returns what the routes need of groups.
+func needsOf(routes map[lb.Frontend]lb.Route) map[lb.GroupID]need {
+	all := make(map[lb.GroupID]need)
 	for _, r := range routes {
-		if needsTable(&r) {
-			all[r.Group] = true
+		n := all[r.Group]
+		switch {
+		case r.AffinityFor > 0:
+			n.index = true
+		case r.Algorithm == lb.SourceHash:
+			n.table = true
+		default:
+			continue
 		}
+		all[r.Group] = n
 	}
 	return all
+}
+
+// hashedGroups returns the groups that need a table.
+func (c *change) hashedGroups(needs map[lb.GroupID]need) (hashed []hashedGroup) {
+	for id, n := range needs {
+		if g := c.e.groups[id]; g != nil && n.table {
+			hashed = append(hashed, hashedGroup{id, g.view.Load()})
+		}
+	}
+	return hashed
+}
+
+// dropTables forgets the tables of groups whose routes do not go by them any more.
+func (c *change) dropTables(needs map[lb.GroupID]need) {
+	for id, g := range c.e.groups {
+		if !needs[id].table {
+			g.view.Load().placed.Store(nil)
+		}
+	}
 }
 
 // setRoutes brings frontends in line with the routes, without opening anything.
@@ -167,9 +207,6 @@ func (c *change) setRoutes(routes map[lb.Frontend]lb.Route) {
 			e.groups[r.Group] = g
 		}
 		used[g] = true
-		if needsTable(&r) {
-			g.view.Load().table() // of a group that had none
-		}
 		fe := c.frontend(id, r.Owner)
 		owners[r.Owner] = fe.owner
 		if was := fe.spec.Load(); was == nil || !was.is(&r, g) {
@@ -226,15 +263,21 @@ func (c *change) restrictRetired(routes map[lb.Frontend]lb.Route) {
 		}
 	}
 	for _, fe := range c.e.retired {
-		was, allowed := fe.spec.Load(), ranges[fe.owner.id]
-		if len(allowed) == 0 || sameRanges(was.SourceRanges, allowed) {
-			continue
-		}
-		s := *was
-		s.SourceRanges, s.allowed = allowed, c.rangesOf(allowed)
-		fe.spec.Store(&s)
-		c.inAll(fe.expel)
+		c.restrict(fe, ranges[fe.owner.id])
 	}
+}
+
+// restrict ends the connections of clients that are not allowed; an empty list allows
+// all.
+func (c *change) restrict(fe *frontend, allowed []netip.Prefix) {
+	was := fe.spec.Load()
+	if len(allowed) == 0 || sameRanges(was.SourceRanges, allowed) {
+		return
+	}
+	s := *was
+	s.SourceRanges, s.allowed = allowed, c.rangesOf(allowed)
+	fe.spec.Store(&s)
+	c.inAll(fe.expel)
 }
 
 // unsupported says why a route cannot be served, whatever the machine is like.

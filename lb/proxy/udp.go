@@ -61,6 +61,7 @@ func (u *udpListener) assign(l *loop, fe *frontend) {
 	u.refusing = false // or it would be closed
 	u.forgetAll(l)
 	u.fe, u.refusing = fe, refusing
+	u.closeIfUnused(l)
 }
 
 // serve without members gives the port back, so that the kernel tells clients
@@ -239,7 +240,6 @@ func (u *udpListener) admit(l *loop) bool {
 func (u *udpListener) insert(l *loop, s *session) {
 	u.fe.accepted.Add(1)
 	u.list(l, s)
-	s.settle(l)
 	if u.timer.pos == 0 {
 		u.arm(l)
 	}
@@ -316,7 +316,7 @@ type session struct {
 	byAge    element[*session]
 	bySource element[*session]
 	replied  bool
-	homeGen  uint8 // see link.settle
+	homeGen  uint16 // see link.settle
 }
 
 // dial connects the session to a member that was not tried before; false if there
@@ -390,6 +390,7 @@ func (s *session) ready(l *loop, _ uint32) {
 	if !s.replied {
 		s.replied = true
 		s.link.praise()
+		s.settle(l)
 	}
 	s.passed(l, d, 0, n, &s.link.bytesOut)
 	for i := 0; i < n; {
@@ -432,5 +433,10 @@ func (s *session) end(l *loop)            { s.u.forget(l, s) }
 func (s *session) abandon(l *loop)        { s.u.forget(l, s) }
 func (s *session) clientAddr() netip.Addr { return s.client.Addr() }
 
-// settle remembers where the client has its home.
-func (s *session) settle(l *loop) { s.link.settle(l.now, s.client.Addr(), &s.homeGen) }
+// settle remembers where the client has its home, once the member has said anything:
+// the sources of datagrams that nobody answers may all be invented.
+func (s *session) settle(l *loop) {
+	if s.replied {
+		s.link.settle(l.now, s.client.Addr(), &s.homeGen)
+	}
+}

@@ -76,7 +76,11 @@ template` has not.
 {{- if hasKey $.Values.edges $name }}
 {{- fail (printf "\n\nedges.%s: is made from edge.nodes.%s already: remove one of them" $name $name) }}
 {{- end }}
-{{- $address := (index $edge.nodes $name).address }}
+{{- $node := index $edge.nodes $name }}
+{{- $address := $node.address }}
+{{- if and $node.sourceAddresses (eq $edge.config.engine "proxy") }}
+{{- fail (printf "\n\nedge.nodes.%s.sourceAddresses: have no meaning with edge.config.engine \"proxy\": set it to \"nftables\" or \"auto\", or remove them" $name) }}
+{{- end }}
 {{- if hasKey $holders $address }}
 {{- fail (printf "\n\nedge.nodes.%s.address: %q is the address of %s too" $name $address (get $holders $address)) }}
 {{- end }}

@@ -89,5 +89,8 @@ nodePortRange: {{ . }}
     "clientCAFile" "/etc/eclusa/pki/ca.crt")
   "management" (dict "listen" (include "eclusa.hostPort" (list $management (int $edge.managementPort))))
 -}}
+{{- with (index $edge.nodes .node).sourceAddresses }}
+{{- $_ := set $own "nftables" (dict "sourceAddresses" .) }}
+{{- end }}
 {{ toYaml (mergeOverwrite (deepCopy $edge.config) $own) }}
 {{- end }}

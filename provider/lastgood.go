@@ -1,0 +1,99 @@
+package provider
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// Kept is what counts by now of a load balancer that goes on as the edge holds it.
+type Kept struct {
+	// Addresses are those that it still has there.
+	Addresses []netip.Addr
+	// Endpoints is where its endpoints are.
+	Endpoints Endpoints
+}
+
+// compose returns what an edge is to hold that is described by info: what is wanted
+// but for what it cannot do, which is returned with the reasons, and where the newest
+// version cannot be served the last good one, as it is known.
+func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.Problem, map[lb.UID]Trimmed) {
+	w = w.told(info)
+	config, withheld, trimmed := fit(w.Config, info)
+	if len(w.Keep)+len(withheld) == 0 {
+		return config, withheld, trimmed
+	}
+	config.LoadBalancers, config.Pools = maps.Clone(config.LoadBalancers), maps.Clone(config.Pools)
+	var good lastGood = map[lb.UID]lb.LoadBalancer{}
+	pool := func(name lb.PoolName) lb.Pool {
+		if _, ok := config.Pools[name]; !ok {
+			put(&config.Pools, name, onlyNodes(known.Pools[name], config.Nodes))
+		}
+		return config.Pools[name]
+	}
+	for uid, k := range w.Keep {
+		if l, ok := known.LoadBalancers[uid]; ok {
+			l.Members = k.Endpoints.among(pool(l.Pool), !l.FailOpen)
+			good.add(uid, l, k.Addresses, info)
+		}
+	}
+	for uid := range withheld {
+		if l, ok := known.LoadBalancers[uid]; ok {
+			newest := w.Config.LoadBalancers[uid]
+			l.Pool, l.Members, l.MemberFamilies = newest.Pool, newest.Members, newest.MemberFamilies
+			good.add(uid, l, newest.Addresses, info)
+		}
+	}
+	good.giveUp(config.LoadBalancers)
+	for uid, l := range good {
+		put(&config.LoadBalancers, uid, l)
+	}
+	return config, withheld, trimmed
+}
+
+// lastGood are load balancers that go on as they were asked for before.
+type lastGood map[lb.UID]lb.LoadBalancer
+
+// add takes a load balancer with those of its addresses that are still its own, and
+// with what the edge can do of it.
+func (g lastGood) add(uid lb.UID, l lb.LoadBalancer, own []netip.Addr, info lb.Info) {
+	l.Addresses = slices.DeleteFunc(slices.Clone(l.Addresses), func(a netip.Addr) bool { return !slices.Contains(own, a) })
+	if !needsTranslation(l.MemberFamilies, l.Addresses) {
+		l.MemberFamilies = nil
+	}
+	l, _ = trim(l, info)
+	if len(l.Addresses) > 0 && len(l.Listeners) > 0 && len(l.Shortfall(info.Capabilities).Lacking) == 0 {
+		g[uid] = l
+	}
+}
+
+// giveUp takes the ports away that load balancers in their newest version have on the
+// same addresses: they got them since the newest version of the other one does
+// without.
+func (g lastGood) giveUp(newest map[lb.UID]lb.LoadBalancer) {
+	sharing := map[netip.Addr][]lb.UID{}
+	for uid, l := range g {
+		for _, a := range l.Addresses {
+			sharing[a] = append(sharing[a], uid)
+		}
+	}
+	for _, n := range newest {
+		for _, a := range n.Addresses {
+			for _, uid := range sharing[a] {
+				l, ok := g[uid]
+				if !ok {
+					continue
+				}
+				l.Listeners = slices.DeleteFunc(slices.Clone(l.Listeners), func(x lb.Listener) bool {
+					return slices.ContainsFunc(n.Listeners, func(y lb.Listener) bool { return x.Protocol == y.Protocol && x.Port == y.Port })
+				})
+				g[uid] = l
+				if len(l.Listeners) == 0 {
+					delete(g, uid)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package provider
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// tiny makes the edge one that knows nothing but the simplest.
+func (r *rig) tiny() {
+	r.edges["a"].SetInfo(lb.Info{Name: "edge-1", Engine: "tiny", Version: "v0", Schema: lb.Schema,
+		Capabilities: []lb.Capability{lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin, lb.CapTCP}})
+}
+
+// altered returns the configuration with one load balancer changed.
+func altered(c lb.Config, uid lb.UID, change func(*lb.LoadBalancer)) lb.Config {
+	l := c.LoadBalancers[uid]
+	change(&l)
+	c.LoadBalancers[uid] = l
+	return c
+}
+
+func sourceHash(l *lb.LoadBalancer) { l.Algorithm = lb.SourceHash }
+
+func only(node int) map[lb.NodeName]lb.Member {
+	return map[lb.NodeName]lb.Member{lb.NodeName(fmt.Sprintf("node-%03d", node)): {}}
+}
+
+// TestLastGoodFollowsPods moves the pods and the selected nodes of a load balancer
+// whose newest version an edge cannot serve.
+func TestLastGoodFollowsPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		r.tiny()
+		on := func(revision uint64, node int, more ...func(*lb.LoadBalancer)) lb.Config {
+			c := config(revision, 3, 3)
+			c.Pools["selected"] = only(node)
+			return altered(c, uid(1), func(l *lb.LoadBalancer) {
+				l.Pool, l.Members = "selected", only(node)
+				for _, f := range more {
+					f(l)
+				}
+			})
+		}
+		r.set("a", on(1, 0))
+		r.settle(0)
+		r.set("a", on(2, 0, sourceHash))
+		r.settle(soon)
+		r.holds("a", on(2, 0))
+		r.set("a", on(3, 1, sourceHash))
+		r.settle(soon)
+		r.holds("a", on(3, 1))
+		// The node where they were goes, and the Service is made right again.
+		next, want := on(4, 2, sourceHash), on(4, 2)
+		delete(next.Nodes, "node-000")
+		delete(want.Nodes, "node-000")
+		delete(next.Pools["all"], "node-000")
+		delete(want.Pools["all"], "node-000")
+		r.set("a", next)
+		r.settle(soon)
+		r.holds("a", want)
+		r.set("a", on(5, 2))
+		if st := r.settle(soon); len(st.Withheld) != 0 {
+			t.Errorf("withheld are %v, want none", st.Withheld)
+		}
+		r.holds("a", on(5, 2))
+	})
+}
+
+// TestLastGoodShrinks takes one of two addresses from a load balancer whose newest
+// version an edge cannot serve: it goes on serving the other.
+func TestLastGoodShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		r.tiny()
+		r.set("a", altered(config(1, 3, 1), uid(1), func(l *lb.LoadBalancer) {
+			l.Addresses = append(l.Addresses, netip.MustParseAddr("2001:db8::1"))
+		}))
+		r.settle(0)
+		r.set("a", altered(config(2, 3, 1), uid(1), sourceHash))
+		r.settle(soon)
+		r.holds("a", config(2, 3, 1))
+	})
+}
+
+// TestLastGoodGivesPortsUp has another load balancer take a port that the newest
+// version of one does without, which the edge cannot serve.
+func TestLastGoodGivesPortsUp(t *testing.T) {
+	listeners := func(ports ...uint16) func(*lb.LoadBalancer) {
+		return func(l *lb.LoadBalancer) {
+			l.Listeners = nil
+			for _, p := range ports {
+				l.Listeners = append(l.Listeners, lb.Listener{Protocol: lb.TCP, Port: p, TargetPort: 30000 + p})
+			}
+		}
+	}
+	shared := config(0, 3, 1).LoadBalancers[uid(1)].Addresses
+	share := func(l *lb.LoadBalancer) { l.Addresses = shared }
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		r.tiny()
+		r.set("a", altered(config(1, 3, 1), uid(1), listeners(80, 90)))
+		r.settle(0)
+		newest := func(revision uint64) lb.Config {
+			c := altered(config(revision, 3, 1), uid(1), listeners(81))
+			return altered(altered(c, uid(1), sourceHash), uid(2), share)
+		}
+		r.set("a", newest(2))
+		r.settle(soon)
+		r.holds("a", altered(altered(config(2, 3, 1), uid(1), listeners(90)), uid(2), share))
+		r.set("a", altered(newest(3), uid(2), listeners(80, 90)))
+		r.settle(soon)
+		want := altered(altered(config(3, 3, 1), uid(2), share), uid(2), listeners(80, 90))
+		delete(want.LoadBalancers, uid(1))
+		r.holds("a", want)
+	})
+}
+
+// TestLastGoodIsRepaired has an edge lose a load balancer that goes on as it was, and
+// with it the pool that nobody else uses.
+func TestLastGoodIsRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		before := func(revision uint64) lb.Config {
+			c := config(revision, 3, 3)
+			c.Pools["selected"] = only(0)
+			return altered(c, uid(1), func(l *lb.LoadBalancer) { l.Pool = "selected" })
+		}
+		r.set("a", before(1))
+		r.settle(0)
+		next := config(2, 3, 3)
+		delete(next.LoadBalancers, uid(1))
+		r.set("a", next, keeping(uid(1)))
+		r.settle(soon)
+		r.holds("a", before(2))
+		for range 2 {
+			r.edges["a"].LoseState()
+			r.settle(soon)
+			r.holds("a", before(2))
+		}
+	})
+}
+
+// TestLastGoodOverRestart refuses a Service with policy Local and a node selector and
+// starts anew: edges go on with what they have, and follow its pods and nodes.
+func TestLastGoodOverRestart(t *testing.T) {
+	labelled := func(name, address, role string) *v1.Node {
+		n := testNode(name, address)
+		n.Labels = map[string]string{"role": role}
+		return n
+	}
+	s := scene(t, []string{"e1", "e2"})
+	s.world.Nodes = append(s.world.Nodes, labelled("w1", "10.0.1.1", "web"), labelled("w2", "10.0.1.2", "web"))
+	place := func(nodes ...string) {
+		s.slices["default/a"] = []*discoveryv1.EndpointSlice{testSlice("a", nodes...)}
+	}
+	place("w1", "n1")
+	s.create(testService("a", 30080, annotated(AnnotationNodeSelector, "role=web"), func(svc *v1.Service) {
+		svc.Spec.ExternalTrafficPolicy = v1.ServiceExternalTrafficPolicyLocal
+		svc.Spec.HealthCheckNodePort = 31000
+	}))
+	s.settle()
+	const pool = AllNodes + " with role=web"
+	held := func(what, members, nodes string) {
+		t.Helper()
+		s.settle()
+		for _, edge := range []string{"e1", "e2"} {
+			c := s.held[edge].Holds
+			l := c.LoadBalancers["uid-a"]
+			same(t, what+": members on "+edge, sortedNames(l.Members), members)
+			same(t, what+": pool "+string(l.Pool)+" on "+edge, sortedNames(c.Pools[pool]), nodes)
+		}
+	}
+	held("served", "[w1]", "[w1 w2]")
+	s.editAt(0, badRange)
+	held("refused", "[w1]", "[w1 w2]")
+	s.restart()
+	held("after a restart", "[w1]", "[w1 w2]")
+	place("w2")
+	held("the pod has moved", "[w2]", "[w1 w2]")
+	s.world.Nodes = append(s.world.Nodes[:2:2], labelled("w3", "10.0.1.3", "web"))
+	place("w3")
+	held("the nodes are replaced", "[w3]", "[w1 w3]")
+	s.editAt(0, func(svc *v1.Service) { svc.Spec.LoadBalancerSourceRanges = nil })
+	held("right again", "[w3]", "[w1 w3]")
+	same(t, "programmed", says(s.world.Services[0], ConditionProgrammed), "True Programmed")
+}
+
+// TestLastGoodKeepsNoOthersAddress asks an edge to keep a load balancer of which one
+// address is not its own any more.
+func TestLastGoodKeepsNoOthersAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, "a")
+		more := netip.MustParseAddr("2001:db8::1")
+		r.set("a", altered(config(1, 3, 1), uid(1), func(l *lb.LoadBalancer) { l.Addresses = append(l.Addresses, more) }))
+		r.settle(0)
+		next := altered(config(2, 3, 1), uid(2), func(l *lb.LoadBalancer) { l.Addresses = append(l.Addresses, more) })
+		want := altered(config(2, 3, 1), uid(2), func(l *lb.LoadBalancer) { l.Addresses = append(l.Addresses, more) })
+		delete(next.LoadBalancers, uid(1))
+		r.set("a", next, keeping(uid(1)))
+		r.settle(soon)
+		r.holds("a", want)
+	})
+}
