@@ -399,7 +399,7 @@ func (r *directRig) on(node int, f lb.Frontend) *dialled {
 
 func (r *directRig) eventually(what string, ok func() bool) {
 	r.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) { // poll
 		if time.Now().After(end) {
 			r.Fatalf("%s: not within %s", what, patience)
 		}
