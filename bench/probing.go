@@ -76,15 +76,19 @@ func probe(argument json.RawMessage) error {
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
-func (p probing) run() (r probed, err error) {
-	c := healthcheck.New(healthcheck.Options{Budget: int(1.2 * float64(p.Targets) / p.Interval.Seconds()), Workers: 128})
+// targets returns what is probed.
+func (p probing) targets() map[healthcheck.Target]healthcheck.Result {
 	set := make(map[healthcheck.Target]healthcheck.Result, p.Targets)
 	spec := healthcheck.Spec{Protocol: healthcheck.TCP, Interval: healthcheck.Duration(p.Interval)}.WithDefaults()
 	for i := range p.Targets {
 		set[healthcheck.Target{Addr: netip.AddrPortFrom(contender.ManyAddr(i), traffic.RequestPort), Spec: spec}] = healthcheck.Result{}
 	}
-	c.Set(set)
-	set = nil
+	return set
+}
+
+func (p probing) run() (r probed, err error) {
+	c := healthcheck.New(healthcheck.Options{Budget: int(1.2 * float64(p.Targets) / p.Interval.Seconds()), Workers: 128})
+	c.Set(p.targets())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()

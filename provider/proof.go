@@ -73,7 +73,7 @@ type proof struct {
 type voucher int
 
 const (
-	nobody voucher = iota
+	_ voucher = iota // nobody
 	// byProcess: this process gave it the port.
 	byProcess
 	// byAddress: the Service's status tells the address, and of no ports, as versions

@@ -100,7 +100,7 @@ func (r *round) claimTime(s *subject) time.Time {
 }
 
 // born returns when the Service was created, in whole seconds as the API server has it.
-func (s *subject) born() time.Time { return s.svc.CreationTimestamp.Time.Truncate(time.Second) }
+func (s *subject) born() time.Time { return s.svc.CreationTimestamp.Truncate(time.Second) }
 
 func later(a, b time.Time) time.Time {
 	if b.After(a) {

@@ -96,7 +96,7 @@ func Run(s Spec) (*Result, error) {
 	if s.Patience == 0 {
 		s.Patience = 3 * time.Second
 	}
-	unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) //nolint:errcheck // then timers are a little late
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // or timers are a little late
 	switch s.Kind {
 	case Requests:
 		return runRequests(s)

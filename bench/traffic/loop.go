@@ -38,10 +38,10 @@ func (p *poller) wait(d time.Duration) ([]unix.EpollEvent, error) {
 		patience := unix.NsecToTimespec(d.Nanoseconds())
 		n, _, errno = unix.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(p.fd), uintptr(unsafe.Pointer(&p.events[0])), uintptr(len(p.events)), uintptr(unsafe.Pointer(&patience)), 0, 0)
 	}
-	switch errno {
-	case 0:
+	if errno == 0 {
 		return p.events[:n], nil
-	case unix.EINTR:
+	}
+	if errno == unix.EINTR {
 		return nil, nil
 	}
 	return nil, fmt.Errorf("epoll: %w", errno)

@@ -418,7 +418,7 @@ func (r *directRig) begin() {
 // listing returns what a command prints.
 func listing(t testing.TB, command ...string) string {
 	t.Helper()
-	out, err := exec.Command(command[0], command[1:]...).CombinedOutput() //nolint:noctx,gosec // it ends at once
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
 	}
@@ -454,7 +454,7 @@ func newDirectRig(t *testing.T, n lbtest.Network, f lb.Family) *directRig {
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, command := range []string{"nft list table inet eclusa", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all"} {
-				out, err := exec.Command("sh", "-c", command).CombinedOutput() //nolint:noctx,gosec // it ends at once
+				out, err := exec.Command("sh", "-c", command).CombinedOutput()
 				t.Logf("%s: %v\n%s", command, err, out)
 			}
 		}

@@ -67,6 +67,7 @@ func (n *numbers) note(m mark) {
 		n.pool = max(n.pool, id)
 	case ofOwner:
 		n.owner = max(n.owner, id)
+	case ofGateway, tombstone: // have numbers of their own
 	case kindMask, maxID: // are no kinds
 	}
 }
