@@ -1,0 +1,125 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/eclusa-lb/eclusa/lab"
+)
+
+// A Service without node ports, to whose nodes an edge routes packets as they are:
+// pods see the client's own address, whether answers pass the edge by or go through
+// it, and a node that dies takes no more connections. With policy Cluster it is
+// served as well, though kube-proxy then puts a node's address in.
+func TestDirectRouting(t *testing.T) {
+	c := inLab(t)
+	c.carryInKernel(t)
+	ns := c.namespace(t)
+	c.deploy(t, ns, "web", 4)
+	c.makePool(t, "direct", "172.30.0.195/32", nil)
+	c.reshape(t, "direct", map[string]any{"forwarding": "Direct"})
+	s := lab.Service(ns, "web")
+	s.Annotations = map[string]string{"eclusa.io/address-pool": "direct"}
+	s.Spec.AllocateLoadBalancerNodePorts = ptr(false)
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{
+		Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromString("udp-echo"),
+	})
+	addr := c.serve(t, s)[0]
+	t.Cleanup(func() { // before the pool goes
+		if err := poll(context.Background(), 20*time.Second, func() error { return c.withoutServices(context.Background(), ns) }); err != nil {
+			t.Error(err)
+		}
+	})
+	c.condition(t, ns, "web", "Programmed", metav1.ConditionTrue)
+	got := c.service(t, ns, "web")
+	for _, p := range got.Spec.Ports {
+		if p.NodePort != 0 {
+			t.Errorf("port %q has the node port %d; want none", p.Name, p.NodePort)
+		}
+	}
+	if mode := got.Status.LoadBalancer.Ingress[0].IPMode; mode == nil || *mode != corev1.LoadBalancerIPModeVIP {
+		t.Errorf("ipMode: got %v; want VIP", mode)
+	}
+	t.Run("AnswersPastTheEdge", func(t *testing.T) { c.seesClient(t, addr) })
+	t.Run("AnswersThroughTheEdge", func(t *testing.T) {
+		client, edge := c.client.Addr4.String()+"/32", c.edge.Addr4.String()
+		for _, n := range c.Nodes {
+			command(t, n.Host, "ip", "route", "add", client, "via", edge)
+			t.Cleanup(func() {
+				if out, err := n.Command(context.Background(), "ip", "route", "del", client, "via", edge).CombinedOutput(); err != nil {
+					t.Errorf("%v: %s", err, out)
+				}
+			})
+		}
+		c.seesClient(t, addr)
+	})
+	t.Run("DeadNode", func(t *testing.T) { c.routesAround(t, addr) })
+	t.Run("PolicyCluster", func(t *testing.T) {
+		c.update(t, ns, "web", func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster })
+		for _, protocol := range protocols {
+			caller{host: c.client}.answers(t, protocol, directPort(addr, protocol))
+		}
+	})
+}
+
+func directPort(addr netip.Addr, protocol string) netip.AddrPort {
+	if protocol == "udp" {
+		return netip.AddrPortFrom(addr, 53)
+	}
+	return netip.AddrPortFrom(addr, 80)
+}
+
+// seesClient asks until pods on all nodes have answered, all of whom have to see the
+// client's own address.
+func (c *cluster) seesClient(t *testing.T, addr netip.Addr) {
+	t.Helper()
+	for _, protocol := range protocols {
+		from, at, nodes := caller{host: c.client}, directPort(addr, protocol), map[string]bool{}
+		from.answers(t, protocol, at)
+		eventually(t, 10*time.Second, func() error {
+			got, err := from.ask(t.Context(), protocol, at)
+			if err != nil {
+				return err
+			}
+			if client, err := netip.ParseAddrPort(got.client); err != nil || client.Addr() != c.client.Addr4 {
+				t.Errorf("%s: the pod on %q sees %s; want the client's %s", protocol, got.node, got.client, c.client.Addr4)
+			}
+			nodes[got.node] = true
+			if len(nodes) < len(c.Nodes) {
+				return fmt.Errorf("%s: answers came from %v only", protocol, nodes)
+			}
+			return nil
+		})
+	}
+}
+
+// routesAround cuts a node off.
+func (c *cluster) routesAround(t *testing.T, addr netip.Addr) {
+	victim, other := c.Nodes[0], c.Nodes[1]
+	if c.leader(t).Host == victim.Host {
+		victim, other = other, victim
+	}
+	died := c.cut(t, victim)
+	if out := c.untilDown(t, victim.Name, died); out > deadNodeLimit {
+		t.Errorf("node %q took %s to be out, want %s at most", victim.Name, out, deadNodeLimit)
+	}
+	eventually(t, 5*time.Second, func() error {
+		for _, protocol := range protocols {
+			got, err := caller{host: c.client}.sameNode(t.Context(), protocol, directPort(addr, protocol), 10)
+			if err != nil || got != other.Name {
+				return fmt.Errorf("%s: answered on %q, %w; want %q", protocol, got, err, other.Name)
+			}
+		}
+		return nil
+	})
+	c.heal(t, victim)
+	c.seesClient(t, addr)
+}
