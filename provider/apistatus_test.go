@@ -53,7 +53,7 @@ func TestStatusIsAccepted(t *testing.T) {
 		})
 	}
 	shows("ports", "192.0.2.10 Proxy 80/TCP 80/SCTP=eclusa.io/Unsupported 81/TCP")
-	shows("six", "2001:db8::6 Proxy")
+	shows("six", "2001:db8::6 Proxy 80/TCP") // others may share it
 
 	change := func(how func(*v1.ServiceSpec)) {
 		t.Helper()
@@ -76,7 +76,7 @@ func TestStatusIsAccepted(t *testing.T) {
 	})
 	shows("ports", "192.0.2.10 Proxy 80/TCP 82/TCP=eclusa.io/NoNodePort")
 	change(func(spec *v1.ServiceSpec) { spec.AllocateLoadBalancerNodePorts = ptr.To(true) })
-	shows("ports", "192.0.2.10 Proxy")
+	shows("ports", "192.0.2.10 Proxy 80/TCP 82/TCP")
 
 	headless := testService("headless", 0, func(svc *v1.Service) { svc.Spec.ClusterIP = v1.ClusterIPNone })
 	if _, err := services.Create(t.Context(), headless, metav1.CreateOptions{}); err == nil {
