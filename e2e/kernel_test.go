@@ -136,7 +136,7 @@ func (c *cluster) carryInKernel(t *testing.T) {
 	for _, a := range sources {
 		command(t, c.edge.Host, "ip", "address", "add", a+"/32", "dev", "eth0")
 	}
-	text := strings.Replace(string(before), "engine: proxy\n", "engine: nftables\nnftables: {sourceAddresses: [172.30.0.160/30]}\n", 1)
+	text := strings.Replace(string(before), "engine: proxy\n", "engine: nftables\nnftables: {sourceAddresses: [172.30.0.160/30], direct: true}\n", 1)
 	if err := os.WriteFile(c.edge.ConfigPath(), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,7 @@ type NftablesConfig struct {
 	SourceNAT       bool           `yaml:"sourceNAT"`
 	SourceAddresses []netip.Prefix `yaml:"sourceAddresses"`
 	KeepSysctls     bool           `yaml:"keepSysctls"`
+	Direct          bool           `yaml:"direct"`
 }
 
 // The engines of Config.Engine. Auto stands for the best that works.

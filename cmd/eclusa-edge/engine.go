@@ -36,7 +36,7 @@ func newEngine(c Config, log *zap.Logger, own func() ([]netip.Addr, error), dial
 }
 
 func nftablesOptions(c Config) nftables.Options {
-	o := nftables.Options{KeepSysctls: c.Nftables.KeepSysctls, KeepSources: !c.Nftables.SourceNAT}
+	o := nftables.Options{KeepSysctls: c.Nftables.KeepSysctls, KeepSources: !c.Nftables.SourceNAT, Direct: c.Nftables.Direct}
 	for _, p := range c.Nftables.SourceAddresses {
 		for a := p.Addr(); p.Contains(a); a = a.Next() {
 			o.SourceAddresses = append(o.SourceAddresses, a)

@@ -412,7 +412,7 @@ func (r *directRig) begin() {
 			r.Fatal(err)
 		}
 	}
-	r.engine = New(Options{Log: zaptest.NewLogger(r)})
+	r.engine = New(Options{Log: zaptest.NewLogger(r), Direct: true})
 }
 
 // listing returns what a command prints.

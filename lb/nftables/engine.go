@@ -40,6 +40,10 @@ type Options struct {
 	// KeepSysctls leaves the kernel's settings as they are. What is wrong with them
 	// is an error of the first Set, or is logged if the engine can do without.
 	KeepSysctls bool
+	// Direct lets the engine route packets to members as they are. While a route
+	// asks for that, rules of its own come before the machine's ip rules, and that for
+	// local addresses comes after them.
+	Direct bool
 	// OwnAddresses, unless nil, tells the addresses of the machine itself. On those
 	// the engine refuses nothing: the machine's own services may listen there.
 	OwnAddresses func() ([]netip.Addr, error)
@@ -130,7 +134,10 @@ func (e *Engine) Name() string { return Name }
 func (e *Engine) Capabilities() []lb.Capability {
 	c := []lb.Capability{
 		lb.CapTCP, lb.CapUDP, lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin, lb.CapSourceHash,
-		lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections, lb.CapDirect,
+		lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
+	}
+	if e.opts.Direct {
+		c = append(c, lb.CapDirect)
 	}
 	slices.Sort(c)
 	return c
