@@ -286,6 +286,7 @@ func (r *round) build() {
 		b := &built{LoadBalancer: s.good.LoadBalancer, of: s.good}
 		b.Addresses, b.ClaimTime = s.served, s.at
 		b.Listeners = withoutUnserved(b.Listeners, s.grant.unserved)
+		b.Listeners = r.withoutNew(s, b.Listeners)
 		for _, a := range s.served {
 			name := ""
 			if p := poolOf(r.pools, a); p != nil {

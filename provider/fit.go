@@ -52,7 +52,7 @@ func fit(config lb.Config, info lb.Info) (lb.Config, map[lb.UID]lb.Problem, map[
 		problem := short.Problems[0]
 		problem.Detail = cannotDo(info, short.Lacking)
 		if slices.Contains(short.Lacking, lb.CapDirect) {
-			problem.Detail += "; use an edge with engine nftables, or an AddressPool with forwarding NAT, for which the Service needs node ports"
+			problem.Detail += "; use an edge with engine nftables and nftables.direct in its configuration, or an AddressPool with forwarding NAT, for which the Service needs node ports"
 		}
 		withheld[uid] = problem
 	}

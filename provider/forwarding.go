@@ -108,13 +108,25 @@ func (r *round) steers(a netip.Addr) bool {
 	return p != nil && r.poolSteers(p.Name)
 }
 
+// poolSteers says whether an edge of the pool can, and nobody would get ports of
+// others by it: kube-proxy gives a Service all of its ports on each of its
+// addresses, whoever else has them there.
 func (r *round) poolSteers(pool string) bool {
+	if r.everybodyShares(pool) {
+		return false
+	}
 	for name := range r.serving[pool] {
 		if can, _ := r.edgeCan(name, lb.CapDirect); can {
 			return true
 		}
 	}
 	return false
+}
+
+// everybodyShares says whether Services that do not know each other may share the
+// addresses of a pool.
+func (r *round) everybodyShares(name string) bool {
+	return slices.ContainsFunc(r.pools, func(p pool) bool { return p.Name == name && p.Shared })
 }
 
 // mightSteer says whether an edge of the address's pool can, for all that is known.
@@ -162,13 +174,29 @@ func (r *round) findWays() {
 				able := p != nil && p.direct || bare && (r.steers(a) || tellsVIP(s.svc, a))
 				return !able
 			}))
+			if bare {
+				s.ways = r.waysOf(s, known)
+			}
 			continue
 		}
-		ways := slices.DeleteFunc(slices.Clone(r.eligible(s, known)), func(pool string) bool { return !r.poolSteers(pool) })
+		ways := r.waysOf(s, known)
 		if r.serve(s, len(ways) > 0); len(ways) > 0 {
 			s.ways = ways
 		}
 	}
+}
+
+// waysOf returns the pools that can serve a Service without node ports: those with an
+// edge that can, and those of the addresses that it has.
+func (r *round) waysOf(s *subject, known map[string][]string) []string {
+	ways := []string{}
+	for _, name := range r.eligible(s, known) {
+		has := slices.ContainsFunc(s.held, func(a netip.Addr) bool { p := poolOf(r.pools, a); return p != nil && p.Name == name })
+		if has || r.poolSteers(name) {
+			ways = append(ways, name)
+		}
+	}
+	return ways
 }
 
 // chooseWays decides, by the pools of its addresses, how each Service is served

@@ -1,6 +1,8 @@
 package provider
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -117,5 +119,58 @@ func TestServiceWithoutNodePortsFindsItsPool(t *testing.T) {
 	}
 	if c := conditionOf(s.world.Services[1], ConditionProgrammed); c == nil || c.Status != "False" {
 		t.Errorf("Programmed: got %+v; want it to say that nobody can", c)
+	}
+}
+
+// A Service without node ports keeps an address that can be served, whatever it asks
+// for, and gets none that cannot.
+func TestServiceWithoutNodePortsStaysWhereItCanBeServed(t *testing.T) {
+	s := directWorld(t, lb.CapDirect)
+	other := testPool("other", "192.0.2.64/28", "2001:db8::/124")
+	other.Spec.EdgeSelector = selector("zone", "nowhere")
+	both := testNode("both", "10.0.0.2")
+	both.Status.Addresses = append(both.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: "fd00::2"})
+	s.stamp(both, 6)
+	s.world.Nodes = append(s.world.Nodes, both)
+	bare := testService("bare", 0, func(svc *v1.Service) {
+		svc.Spec.AllocateLoadBalancerNodePorts = ptr.To(false)
+		svc.Spec.IPFamilies = []v1.IPFamily{v1.IPv4Protocol, v1.IPv6Protocol}
+		svc.Spec.IPFamilyPolicy = ptr.To(v1.IPFamilyPolicyPreferDualStack)
+	})
+	s.stamp(other, 4)
+	s.stamp(bare, 5)
+	s.world.Pools = append(s.world.Pools, other)
+	s.world.Services = append(s.world.Services, bare)
+	s.settle()
+	const want = "192.0.2.2 VIP"
+	if got := told(s.world.Services[1]); got != want {
+		t.Errorf("dual stack: the status says %q; want %q, since no other pool can serve it", got, want)
+	}
+	s.edit("bare", annotated(AnnotationAddressPool, "other"))
+	s.settle()
+	if got := told(s.service("bare")); got != want {
+		t.Errorf("asking for a pool that cannot: the status says %q; want %q still", got, want)
+	}
+	if l := s.held["e"].Holds.LoadBalancers["uid-bare"]; !slices.Equal(l.Addresses, []netip.Addr{netip.MustParseAddr("192.0.2.2")}) {
+		t.Errorf("asking for a pool that cannot: the edge holds %+v; want the address that it had", l)
+	}
+	if recorded := recordedAddresses(s.service("bare")); len(recorded) != 1 {
+		t.Errorf("recorded: got %v; want one address", recorded)
+	}
+}
+
+// In a pool that everybody shares nobody is served directly: nodes would give each
+// Service all of its ports, whoever has them.
+func TestNothingSharedByAllIsDirect(t *testing.T) {
+	s := directWorld(t, lb.CapDirect)
+	s.world.Pools[0].Spec.Sharing = v1alpha1.ShareAlways
+	s.forward(v1alpha1.ForwardDirect)
+	bare := testService("bare", 0, func(svc *v1.Service) { svc.Spec.AllocateLoadBalancerNodePorts = ptr.To(false) })
+	s.stamp(bare, 4)
+	s.world.Services = append(s.world.Services, bare)
+	s.settle()
+	s.wants("with a node port", false, "192.0.2.1 Proxy 80/TCP")
+	if got := told(s.service("bare")); got != "" {
+		t.Errorf("without node ports: the status says %q; want nothing", got)
 	}
 }

@@ -75,7 +75,7 @@ func ord(b bool) int {
 }
 
 func readPool(o *v1alpha1.AddressPool) (pool, error) {
-	p := pool{Pool: ipam.Pool{Name: o.Name, AutoAssign: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign, Shared: o.Spec.Sharing == v1alpha1.ShareAlways}, direct: o.Spec.Forwarding == v1alpha1.ForwardDirect}
+	p := pool{Pool: ipam.Pool{Name: o.Name, AutoAssign: o.Spec.AutoAssign == nil || *o.Spec.AutoAssign, Shared: o.Spec.Sharing == v1alpha1.ShareAlways}, direct: o.Spec.Forwarding == v1alpha1.ForwardDirect && o.Spec.Sharing != v1alpha1.ShareAlways}
 	for i, text := range o.Spec.Addresses {
 		r, err := ipam.ParseRange(string(text))
 		if err != nil {

@@ -34,7 +34,7 @@ const (
 )
 
 // allocate says what to do about ports without a node port.
-const allocate = "set spec.allocateLoadBalancerNodePorts to true, so that the API server allocates them, or write some into spec.ports; or have edges that can do direct, such as those with engine nftables, serve its address"
+const allocate = "set spec.allocateLoadBalancerNodePorts to true, so that the API server allocates them, or write some into spec.ports; or have edges that can do direct, those with engine nftables and nftables.direct in their configuration, serve its address"
 
 func (t *Translation) listeners(svc *v1.Service) {
 	ports := svc.Spec.Ports

@@ -247,6 +247,21 @@ func clashing(clashes []ipam.Clash) []UnservedPort {
 	return out
 }
 
+// withoutNew leaves out what a Service that moves away did not have on the addresses
+// that it leaves and that others have as well: it was given its ports elsewhere.
+func (r *round) withoutNew(s *subject, listeners []lb.Listener) []lb.Listener {
+	for _, a := range s.served {
+		if !r.shelf.shared(a) || slices.Contains(s.grant.addrs, a) {
+			continue
+		}
+		had := s.heldPorts[a]
+		listeners = slices.DeleteFunc(slices.Clone(listeners), func(l lb.Listener) bool {
+			return !slices.Contains(had, ipam.PortKey{Protocol: l.Protocol, Port: l.Port})
+		})
+	}
+	return listeners
+}
+
 // withoutUnserved returns the listeners without those of ports that others have.
 func withoutUnserved(listeners []lb.Listener, unserved []UnservedPort) []lb.Listener {
 	if len(unserved) == 0 {

@@ -416,3 +416,28 @@ func TestOwnerInQuarantine(t *testing.T) {
 		same(t, "owner by the edge", s.decider.quarantine.addrs[netip.MustParseAddr("192.0.2.7")].uid, "uid-a")
 	}
 }
+
+// A Service that moves away takes no port with it, for as long as it takes to write
+// where it goes, that it did not have where it was.
+func TestNoNewPortOnTheWayOut(t *testing.T) {
+	younger := onPorts("younger", 443)
+	annotated(AnnotationAddresses, "192.0.2.7")(younger)
+	s := sharing(t, "Always", "192.0.2.7-192.0.2.8", []string{"e"}, onPorts("older", 80), younger)
+	s.pass(3, time.Minute)
+	if l := s.wanted["e"].Config.LoadBalancers["uid-younger"]; len(l.Addresses) != 1 || l.Addresses[0].String() != "192.0.2.7" {
+		t.Fatalf("the edge is told %+v of the younger; want it beside the older", l)
+	}
+	s.edit("older", func(svc *v1.Service) {
+		toPorts(80, 443)(svc)
+		annotated(AnnotationAddresses, "192.0.2.8")(svc)
+	})
+	s.round()
+	l := s.wanted["e"].Config.LoadBalancers["uid-older"]
+	if slices.Contains(l.Addresses, netip.MustParseAddr("192.0.2.7")) && len(l.Listeners) != 1 {
+		t.Errorf("on the address that it leaves, the edge is told %+v; want port 80 only", l.Listeners)
+	}
+	s.settle()
+	if got := told(s.service("older")); !strings.HasPrefix(got, "192.0.2.8") {
+		t.Errorf("the status says %q; want the address it asked for", got)
+	}
+}

@@ -37,6 +37,8 @@ type AddressPool struct {
 type AddressRange string
 
 // AddressPoolSpec says which addresses a pool has and who may have them.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.sharing) || self.sharing != 'Always' || !has(self.forwarding) || self.forwarding != 'Direct'",message="sharing Always cannot go with forwarding Direct: nodes give a Service all of its ports on each of its addresses, whoever else has them there"
 type AddressPoolSpec struct {
 	// Addresses are the addresses of the pool: CIDRs, ranges and single
 	// addresses, IPv4 and IPv6. They must not overlap, neither with each other nor
@@ -75,7 +77,7 @@ type AddressPoolSpec struct {
 	// kube-proxy passes them on, Services need no node ports, and answers need not
 	// come back through the edge. Direct needs edges whose engine can do it, with
 	// the nodes on a link of theirs, and cannot announce clients with the PROXY
-	// protocol nor limit connections.
+	// protocol nor limit connections. It does not go with sharing Always.
 	//
 	// +kubebuilder:validation:Enum=NAT;Direct
 	// +kubebuilder:default=NAT
