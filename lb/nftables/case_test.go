@@ -264,20 +264,37 @@ func affinityEnds(b *bench) {
 	f := b.add(lb.TCP, b.member(), b.member())
 	b.change(f, func(r *lb.Route) { r.AffinityFor = time.Second })
 	b.set()
-	known := func() int {
-		n := 0
-		if err := b.engine.census.rules.read("clients"+b.version().suffix, func(found) { n++ }); err != nil {
-			b.Fatal(err)
-		}
-		return n
-	}
 	b.counters(f) // opens the sockets
 	c, _ := b.dial(f)
-	if n := known(); n != 1 {
+	if n := b.remembered(); n != 1 {
 		b.Errorf("remembered clients: got %d; want 1", n)
 	}
-	b.eventually("the client is forgotten", func() bool { return known() == 0 })
+	b.eventually("the client is forgotten", func() bool { return b.remembered() == 0 })
 	b.mustEcho(c, "affinity is for new connections")
+}
+
+// affinityStays: counters of what is gone go, remembered clients of others stay.
+func affinityStays(b *bench) {
+	f := b.add(lb.TCP, b.member(), b.member())
+	b.change(f, func(r *lb.Route) { r.AffinityFor = time.Hour })
+	b.set()
+	b.counters(f) // opens the sockets
+	b.dial(f)
+	b.engine.mu.Lock()
+	b.engine.clean()
+	b.engine.mu.Unlock()
+	if n := b.remembered(); n != 1 {
+		b.Errorf("remembered clients after what is gone was cleaned away: got %d; want 1", n)
+	}
+}
+
+// remembered counts the clients that the kernel remembers.
+func (b *bench) remembered() int {
+	n := 0
+	if err := b.engine.census.rules.read("clients"+b.version().suffix, func(found) { n++ }); err != nil {
+		b.Fatal(err)
+	}
+	return n
 }
 
 func (b *bench) version() *version {

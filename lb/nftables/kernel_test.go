@@ -52,6 +52,7 @@ func TestKernel(t *testing.T) {
 			{"OfTheEdgeItself", ofTheEdgeItself},
 			{"Unserved", unservedRefuses},
 			{"AffinityEnds", affinityEnds},
+			{"AffinityStays", affinityStays},
 			{"SelectorsPick", selectorsPick},
 			{"CutHangsNobody", cutHangsNobody},
 			{"CutWithKeptSources", cutWithKeptSources},
