@@ -53,6 +53,7 @@ func (r *round) configure() map[string]Wanted {
 			Blind:           !r.Fleet[name].Known,
 			Keep:            r.keptOn(name),
 			Untold:          r.untoldOn(m),
+			NodePorts:       r.nodePortsBeside(m),
 		}
 	}
 	return wanted
@@ -68,7 +69,7 @@ func (r *round) keptOn(edge string) map[lb.UID]Kept {
 		}
 		here := slices.DeleteFunc(slices.Clone(s.served), func(a netip.Addr) bool { return !r.serves(edge, a) })
 		if len(here) > 0 {
-			put(&kept, s.uid, Kept{Addresses: here, Endpoints: s.endpoints})
+			put(&kept, s.uid, Kept{Addresses: here, Endpoints: s.endpoints, NodePorts: nodePortsOf(s.svc)})
 		}
 	}
 	return kept
@@ -90,6 +91,19 @@ func (r *round) followKept() {
 			}
 		}
 	}
+}
+
+// nodePortsBeside returns the node ports of an edge's direct load balancers.
+func (r *round) nodePortsBeside(m *edgeMemory) map[lb.UID][]uint16 {
+	var all map[lb.UID][]uint16
+	for _, s := range r.subjects {
+		if b := m.builds[s.uid]; b != nil && b.Direct() {
+			if ports := nodePortsOf(s.svc); len(ports) > 0 {
+				put(&all, s.uid, ports)
+			}
+		}
+	}
+	return all
 }
 
 // untoldOn returns the load balancers of an edge that are not told yet.

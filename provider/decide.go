@@ -287,6 +287,9 @@ func (r *round) build() {
 		b.Addresses, b.ClaimTime = s.served, s.at
 		b.Listeners = withoutUnserved(b.Listeners, s.grant.unserved)
 		b.Listeners = r.withoutNew(s, b.Listeners)
+		if s.good != s.translation { // an older version, whose node ports may be others' by now
+			b.LoadBalancer = withNodePorts(b.LoadBalancer, nodePortsOf(s.svc))
+		}
 		for _, a := range s.served {
 			name := ""
 			if p := poolOf(r.pools, a); p != nil {

@@ -47,6 +47,9 @@ type Wanted struct {
 	// Untold are direct load balancers of which the status of the Service does not
 	// say so yet, since no edge was known to be able. One that is gets them later.
 	Untold []lb.UID
+	// NodePorts are those of direct load balancers whose Services have some, for
+	// edges that go on with an older version.
+	NodePorts map[lb.UID][]uint16
 }
 
 // FleetOptions are what a Fleet needs from its surroundings. All are required

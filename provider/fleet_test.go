@@ -115,7 +115,7 @@ func keeping(uids ...lb.UID) func(*Wanted) {
 	return func(w *Wanted) {
 		w.Keep = map[lb.UID]Kept{}
 		for _, u := range uids {
-			w.Keep[u] = Kept{Addresses: config(0, 100, 0).LoadBalancers[u].Addresses}
+			w.Keep[u] = Kept{Addresses: config(0, 100, 0).LoadBalancers[u].Addresses, NodePorts: []uint16{30080}}
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
+	v1 "k8s.io/api/core/v1"
+
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -14,6 +16,43 @@ type Kept struct {
 	Addresses []netip.Addr
 	// Endpoints is where its endpoints are.
 	Endpoints Endpoints
+	// NodePorts are those that the Service has by now. Others may be another
+	// Service's.
+	NodePorts []uint16
+}
+
+// nodePortsOf returns the node ports of a Service.
+func nodePortsOf(svc *v1.Service) []uint16 {
+	var all []uint16
+	for _, p := range svc.Spec.Ports {
+		if p.NodePort != 0 {
+			all = append(all, uint16(p.NodePort)) //nolint:gosec // the API server bounds it
+		}
+	}
+	return all
+}
+
+// withNodePorts returns the load balancer without the listeners that go on to node
+// ports that are not the Service's any more: Kubernetes may have given them away.
+func withNodePorts(l lb.LoadBalancer, ports []uint16) lb.LoadBalancer {
+	if l.Direct() {
+		return l
+	}
+	l.Listeners = slices.DeleteFunc(slices.Clone(l.Listeners), func(x lb.Listener) bool { return !slices.Contains(ports, x.TargetPort) })
+	return l
+}
+
+// nodePorts returns the node ports of a load balancer in its newest version.
+func (w Wanted) nodePorts(uid lb.UID) []uint16 {
+	newest := w.Config.LoadBalancers[uid]
+	if newest.Direct() {
+		return w.NodePorts[uid]
+	}
+	var all []uint16
+	for _, x := range newest.Listeners {
+		all = append(all, x.TargetPort)
+	}
+	return all
 }
 
 // compose returns what an edge is to hold that is described by info: what is wanted
@@ -35,7 +74,7 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 	for uid, k := range w.Keep {
 		if l, ok := known.LoadBalancers[uid]; ok {
 			l.Members = k.Endpoints.among(pool(l.Pool), !l.FailOpen)
-			good.add(uid, l, k.Addresses, info)
+			good.add(uid, withNodePorts(l, k.NodePorts), k.Addresses, info)
 		}
 	}
 	for _, uid := range slices.AppendSeq(slices.Clone(w.Untold), maps.Keys(withheld)) {
@@ -43,7 +82,7 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 		if l, ok := known.LoadBalancers[uid]; ok && !served {
 			newest := w.Config.LoadBalancers[uid]
 			l.Pool, l.Members, l.MemberFamilies = newest.Pool, newest.Members, newest.MemberFamilies
-			good.add(uid, l, newest.Addresses, info)
+			good.add(uid, withNodePorts(l, w.nodePorts(uid)), newest.Addresses, info)
 		}
 	}
 	good.giveUp(config.LoadBalancers)

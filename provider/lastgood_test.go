@@ -108,7 +108,10 @@ func TestLastGoodGivesPortsUp(t *testing.T) {
 		r.set("a", altered(config(1, 3, 1), uid(1), listeners(80, 90)))
 		r.settle(0)
 		newest := func(revision uint64) lb.Config {
-			c := altered(config(revision, 3, 1), uid(1), listeners(81))
+			c := altered(config(revision, 3, 1), uid(1), listeners(81, 91))
+			for i, before := range []uint16{30080, 30090} { // the node ports stay the Service's
+				c.LoadBalancers[uid(1)].Listeners[i].TargetPort = before
+			}
 			return altered(altered(c, uid(1), sourceHash), uid(2), share)
 		}
 		r.set("a", newest(2))
@@ -207,4 +210,22 @@ func TestLastGoodKeepsNoOthersAddress(t *testing.T) {
 		r.settle(soon)
 		r.holds("a", want)
 	})
+}
+
+// What was asked for before does not go on to node ports that the Service has given
+// back: Kubernetes may have given them to another one.
+func TestFreedNodePortIsLeft(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		s := shareOne(t, []string{"e"}, onPorts("web", 80, 443))
+		same(t, "ports at first", s.on("e", "web"), "80 443")
+		s.edit("web", func(svc *v1.Service) {
+			svc.Spec.Ports[0].NodePort = 31999
+			unservable(svc)
+		})
+		if restart {
+			s.restart()
+		}
+		s.settle()
+		same(t, "ports of which the node port is the Service's still", s.on("e", "web"), "443")
+	}
 }

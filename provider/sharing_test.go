@@ -302,9 +302,12 @@ func TestStatusOfOlderVersions(t *testing.T) {
 // anew: nobody gets the port that edges go on with, however old he is.
 func TestRefusedKeepsItsPorts(t *testing.T) {
 	for name, refuse := range map[string]func(*v1.Service){
-		"another port": func(svc *v1.Service) { toPorts(8443)(svc); unservable(svc) },
-		"no node ports": func(svc *v1.Service) {
-			svc.Spec.AllocateLoadBalancerNodePorts, svc.Spec.Ports[0].NodePort = ptr.To(false), 0
+		"the same port": unservable,
+		"another port": func(svc *v1.Service) {
+			before := svc.Spec.Ports[0].NodePort
+			toPorts(8443)(svc)
+			svc.Spec.Ports[0].NodePort = before
+			unservable(svc)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

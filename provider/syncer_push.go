@@ -156,6 +156,7 @@ func (c *session) repaired() {
 // would be dear: a configuration is never changed, so equal maps are the same.
 func (w Wanted) same(o Wanted) bool {
 	return w.EdgeSpec == o.EdgeSpec && w.ReleaseRemovals == o.ReleaseRemovals && reflect.DeepEqual(w.Keep, o.Keep) && slices.Equal(w.Untold, o.Untold) &&
+		reflect.DeepEqual(w.NodePorts, o.NodePorts) &&
 		w.Config.Revision == o.Config.Revision &&
 		sameMap(w.Config.Nodes, o.Config.Nodes) &&
 		sameMap(w.Config.Pools, o.Config.Pools) &&
