@@ -16,6 +16,7 @@ import (
 
 	"github.com/eclusa-lb/eclusa/healthcheck"
 	"github.com/eclusa-lb/eclusa/lb"
+	"github.com/eclusa-lb/eclusa/lb/lbtest"
 )
 
 // kernelWorld brings up nodes and an edge with the engine "nftables".
@@ -114,7 +115,7 @@ func TestKernelUpgrade(t *testing.T) {
 
 func TestCheckEngine(t *testing.T) {
 	if os.Getenv(envIsolated) == "" || os.Getuid() != 0 {
-		t.Skip("a network namespace is needed")
+		lbtest.Lacking(t, "a network namespace is needed")
 	}
 	c := DefaultConfig()
 	for engine, want := range map[string]string{engineProxy: "needs nothing", engineNftables: "ok        nftables: the kernel takes tables", engineAuto: "engine auto: would choose nftables"} {
@@ -156,7 +157,7 @@ func TestCheckEngineWithoutRights(t *testing.T) {
 
 func TestChooseEngine(t *testing.T) {
 	if os.Getenv(envIsolated) == "" || os.Getuid() != 0 {
-		t.Skip("a network namespace is needed")
+		lbtest.Lacking(t, "a network namespace is needed")
 	}
 	logs, seen := observer.New(zap.InfoLevel)
 	c := DefaultConfig()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -52,7 +53,7 @@ func TestEngine(t *testing.T, newEngine func(t *testing.T) lb.Engine, n Network,
 				for _, family := range []lb.Family{lb.IPv4, lb.IPv6} {
 					t.Run(fmt.Sprintf("%s-%s", proto, family), func(t *testing.T) {
 						if n.Addresses(family) == 0 {
-							t.Skipf("the network has no %s", family)
+							t.Skipf("the network has no %s", family) // on purpose: a network may be for one family
 						}
 						for _, need := range []lb.Capability{lb.Capability(proto), lb.Capability(family)} {
 							if !slices.Contains(capabilities, need) {
@@ -190,3 +191,13 @@ var cases = []engineCase{
 
 // soon is the drain and idle timeout of cases that wait for it.
 const soon = 400 * time.Millisecond
+
+// Lacking skips a test for what the machine lacks, and fails it where CI is set:
+// there everything has to be.
+func Lacking(tb testing.TB, format string, args ...any) {
+	tb.Helper()
+	if os.Getenv("CI") != "" {
+		tb.Fatalf(format, args...)
+	}
+	tb.Skipf(format, args...)
+}

@@ -433,7 +433,7 @@ func TestDirect(t *testing.T) {
 				for _, f := range []lb.Family{lb.IPv4, lb.IPv6} {
 					t.Run(string(f), func(t *testing.T) {
 						if n.Addresses(f) == 0 {
-							t.Skipf("the network has no %s", f)
+							lbtest.Lacking(t, "the network has no %s", f)
 						}
 						c.run(newDirectRig(t, n, f))
 					})

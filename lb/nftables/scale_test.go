@@ -36,7 +36,7 @@ func inNamespace(tb testing.TB) {
 	tb.Helper()
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		tb.Skipf("a network namespace is needed: %v", err)
+		lbtest.Lacking(tb, "a network namespace is needed: %v", err)
 	}
 }
 
