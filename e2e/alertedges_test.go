@@ -191,8 +191,10 @@ func (s *spare) metric(t *testing.T, name string) float64 {
 }
 
 // readyz is what it says to who asks whether it is ready.
-func (s *spare) readyz() string {
-	resp, err := s.c.edge.HTTPClient().Get(fmt.Sprintf("http://%s/readyz", s.management))
+func (s *spare) readyz() string { return s.c.readyz(s.management) }
+
+func (c *cluster) readyz(management netip.AddrPort) string {
+	resp, err := c.edge.HTTPClient().Get(fmt.Sprintf("http://%s/readyz", management))
 	if err != nil {
 		return err.Error()
 	}
@@ -218,12 +220,34 @@ func (s *spare) labels() (asEdge, asInstance string) {
 func (w watch) diskFull(t *testing.T, ns string, s *spare) {
 	edge, instance := s.labels()
 	s.kill()
-	command(t, w.c.edge.Host, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", s.stateDir())
+	t.Cleanup(func() { s.start(t) })
+	w.c.mountSmall(t, s.stateDir())
+	t.Cleanup(s.kill)
+	s.start(t)
+	s.serve(t, ns, 1)
+	makeRoom := w.c.fill(t, s.stateDir())
+	s.serve(t, ns, 2) // it is served all the same
+	w.fires(t, "EclusaStateNotSaved", edge)
+	w.fires(t, "EclusaStateNotSaved", instance)
+	w.fires(t, "EclusaEdgeNotReady", instance)
+	shows(t, s.readyz, "is served but cannot be saved")
+	shows(t, w.onEdge(t, "df", "-h", s.stateDir()), "100%")
+	shows(t, s.log, "no space left on device")
+	shows(t, w.kubectl(t, "describe", "edge", s.name), "NotDurable")
+	makeRoom()
+	w.resolves(t, "EclusaStateNotSaved", edge)
+	w.resolves(t, "EclusaStateNotSaved", instance)
+	w.resolves(t, "EclusaEdgeNotReady", instance)
+}
+
+// mountSmall puts a small disk there, on the edge's host, until the test ends.
+func (c *cluster) mountSmall(t *testing.T, dir string) {
+	t.Helper()
+	command(t, c.edge.Host, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", dir)
 	t.Cleanup(func() {
-		s.kill()
 		// It was found busy once: somebody may look at it for a moment.
 		err := poll(context.Background(), 5*time.Second, func() error {
-			out, err := w.c.edge.Command(context.Background(), "umount", s.stateDir()).CombinedOutput()
+			out, err := c.edge.Command(context.Background(), "umount", dir).CombinedOutput()
 			if err != nil {
 				err = fmt.Errorf("umount: %w: %s", err, out)
 			}
@@ -232,27 +256,18 @@ func (w watch) diskFull(t *testing.T, ns string, s *spare) {
 		if err != nil {
 			t.Error(err)
 		}
-		s.start(t)
 	})
-	s.start(t)
-	s.serve(t, ns, 1)
-	filler := filepath.Join(s.stateDir(), "filler")
-	out, err := w.c.edge.Command(t.Context(), "sh", "-c", "cat /dev/zero >"+filler).CombinedOutput()
+}
+
+// fill leaves no room on that disk, until makeRoom is called.
+func (c *cluster) fill(t *testing.T, dir string) (makeRoom func()) {
+	t.Helper()
+	filler := filepath.Join(dir, "filler")
+	out, err := c.edge.Command(t.Context(), "sh", "-c", "cat /dev/zero >"+filler).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "No space left") {
 		t.Fatalf("fill the disk: %v: %s", err, out)
 	}
-	s.serve(t, ns, 2) // it is served all the same
-	w.fires(t, "EclusaStateNotSaved", edge)
-	w.fires(t, "EclusaStateNotSaved", instance)
-	w.fires(t, "EclusaEdgeNotReady", instance)
-	w.shows(t, s.readyz, "is served but cannot be saved")
-	w.shows(t, w.onEdge(t, "df", "-h", s.stateDir()), "100%")
-	w.shows(t, s.log, "no space left on device")
-	w.shows(t, w.kubectl(t, "describe", "edge", s.name), "NotDurable")
-	command(t, w.c.edge.Host, "rm", filler)
-	w.resolves(t, "EclusaStateNotSaved", edge)
-	w.resolves(t, "EclusaStateNotSaved", instance)
-	w.resolves(t, "EclusaEdgeNotReady", instance)
+	return func() { command(t, c.edge.Host, "rm", filler) }
 }
 
 // diskHangs lets its disk neither take nor refuse what it saves: to open a pipe
@@ -297,7 +312,7 @@ func (w watch) tooSmall(t *testing.T, ns string, s *spare) {
 	}
 	s.create(t, ns, 2)
 	w.fires(t, "EclusaEdgeRejects", edge)
-	w.shows(t, w.kubectl(t, "describe", "edge", s.name), "Rejected", "2 load balancers where the edge allows 1")
+	shows(t, w.kubectl(t, "describe", "edge", s.name), "Rejected", "2 load balancers where the edge allows 1")
 	s.kill()
 	s.clusterLimits, s.limits = "", ""
 	s.start(t)
@@ -315,7 +330,7 @@ func (w watch) muchRemoved(t *testing.T, ns string, s *spare) {
 	w.c.reshape(t, s.name, map[string]any{"edgeSelector": map[string]any{"matchLabels": map[string]any{spareLabel: "nowhere"}}})
 	w.fires(t, "EclusaRemovalsHeld", edge)
 	s.applied(t, 4)
-	w.shows(t, w.kubectl(t, "describe", "edge", s.name), "Held Removals", "eclusa.io/release-removals")
+	shows(t, w.kubectl(t, "describe", "edge", s.name), "Held Removals", "eclusa.io/release-removals")
 	w.runbook(t, "release-removals", s.name)
 	s.applied(t, 0)
 	w.resolves(t, "EclusaRemovalsHeld", edge)
@@ -336,7 +351,7 @@ func (w watch) forgets(t *testing.T, ns string, s *spare) {
 		s.applied(t, 1)
 	}
 	w.fires(t, "EclusaDriftRepeated", edge)
-	w.shows(t, w.kubectl(t, "describe", "edge", s.name), "DriftRepaired", "load balancers: 1 missing")
+	shows(t, w.kubectl(t, "describe", "edge", s.name), "DriftRepaired", "load balancers: 1 missing")
 	w.resolves(t, "EclusaDriftRepeated", edge)
 }
 

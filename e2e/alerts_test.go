@@ -185,7 +185,7 @@ func (w watch) fires(t *testing.T, alert string, labels ...string) {
 
 // shows waits until every text is in what a command of a runbook prints. (What an
 // Edge's status says is up to five seconds old.)
-func (w watch) shows(t *testing.T, command func() string, texts ...string) {
+func shows(t *testing.T, command func() string, texts ...string) {
 	t.Helper()
 	var printed string
 	err := poll(t.Context(), 10*time.Second, func() error {

@@ -49,7 +49,7 @@ func (w watch) runOut(t *testing.T, ns string) {
 	w.fires(t, "EclusaPoolExhausted", "pool=full", "severity=warning")
 	w.fires(t, "EclusaPoolNearlyFull", "pool=near")
 	w.fires(t, "EclusaServicesWaiting")
-	w.shows(t, w.columns(t), ns+" full-2 PoolExhausted")
+	shows(t, w.columns(t), ns+" full-2 PoolExhausted")
 	w.c.delete(t, ns, "full-0")
 	w.resolves(t, "EclusaServicesWaiting")
 	w.c.delete(t, ns, "full-1")
@@ -62,7 +62,7 @@ func (w watch) runOut(t *testing.T, ns string) {
 func (w watch) unusable(t *testing.T) {
 	w.c.makePool(t, "overlapping", "172.30.0.245-172.30.0.252", noSpare)
 	w.fires(t, "EclusaPoolUnusable", "pool=overlapping")
-	w.shows(t, w.kubectl(t, "describe", "addresspool", "overlapping"), "Unusable", "default")
+	shows(t, w.kubectl(t, "describe", "addresspool", "overlapping"), "Unusable", "default")
 	w.c.reshape(t, "overlapping", map[string]any{"addresses": []any{"172.30.0.252/32"}})
 	w.resolves(t, "EclusaPoolUnusable")
 }
@@ -86,8 +86,8 @@ func (w watch) refused(t *testing.T, ns string) {
 	s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP
 	w.c.create(t, s)
 	w.fires(t, "EclusaServicesRefused")
-	w.shows(t, w.columns(t), ns+" refused Assigned Unsupported")
-	w.shows(t, w.kubectl(t, "get", "service", "-n", ns, s.Name, "-o", "jsonpath={.status.conditions}"), "Unsupported", "sctp")
+	shows(t, w.columns(t), ns+" refused Assigned Unsupported")
+	shows(t, w.kubectl(t, "get", "service", "-n", ns, s.Name, "-o", "jsonpath={.status.conditions}"), "Unsupported", "sctp")
 	w.c.delete(t, ns, s.Name)
 	w.resolves(t, "EclusaServicesRefused")
 }
@@ -149,7 +149,7 @@ func (w watch) denied(t *testing.T) {
 	w.c.update(t, ns, s.Name, func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeLoadBalancer })
 	w.fires(t, "EclusaStatusesNotWritten", "kind=Service")
 	w.fires(t, "EclusaServicesWaiting") // what cannot be recorded is given to nobody
-	w.shows(t, w.kubectl(t, "logs", "-n", lab.ReleaseNamespace, "-l", "app.kubernetes.io/component=controller-manager", "--prefix", "--tail=50"),
+	shows(t, w.kubectl(t, "logs", "-n", lab.ReleaseNamespace, "-l", "app.kubernetes.io/component=controller-manager", "--prefix", "--tail=50"),
 		"status cannot be written", ns+"/denied", name)
 	if err := remove(); err != nil {
 		t.Fatal(err)
@@ -214,8 +214,8 @@ func (w watch) taken(t *testing.T, ns string) {
 	w.c.create(t, s)
 	defer w.c.delete(t, ns, s.Name)
 	w.fires(t, "EclusaFrontendsRefused")
-	w.shows(t, w.onEdge(t, "ss", "-lntup"), "0.0.0.0:8099")
-	w.shows(t, w.onEdge(t, "tail", w.c.edge.Process.LogPath()), "the engine cannot serve an address and port")
+	shows(t, w.onEdge(t, "ss", "-lntup"), "0.0.0.0:8099")
+	shows(t, w.onEdge(t, "tail", w.c.edge.Process.LogPath()), "the engine cannot serve an address and port")
 	if err := other.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -272,5 +272,5 @@ func (w watch) nodesDown(t *testing.T, ns string) {
 	}()
 	w.fires(t, "EclusaServiceDown", "cluster="+lab.ClusterName, "load_balancer="+ns+"/web", "severity=critical")
 	w.fires(t, "EclusaServicesWithoutBackends")
-	w.shows(t, w.columns(t), ns+" web Assigned Programmed NoneHealthy")
+	shows(t, w.columns(t), ns+" web Assigned Programmed NoneHealthy")
 }

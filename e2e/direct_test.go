@@ -14,13 +14,16 @@ import (
 	"github.com/eclusa-lb/eclusa/lab"
 )
 
-// A Service without node ports, to whose nodes an edge routes packets as they are:
-// pods see the client's own address, whether answers pass the edge by or go through
-// it, and a node that dies takes no more connections. With policy Cluster it is
-// served as well, though kube-proxy then puts a node's address in.
-func TestDirectRouting(t *testing.T) {
+// An edge that leaves clients their own addresses, which pods see.
+//
+// A Service without node ports, to whose nodes it routes packets as they are, is
+// served whether answers pass the edge by or go through it, and a node that dies
+// takes no more connections. A Service with node ports is served if the edge is the
+// nodes' route to the clients. With policy Cluster both are served as well, though
+// kube-proxy then puts a node's address in.
+func TestClientsAreSeen(t *testing.T) {
 	c := inLab(t)
-	c.carryInKernel(t)
+	c.carryInKernel(t, "sourceNAT: false, direct: true")
 	ns := c.namespace(t)
 	c.deploy(t, ns, "web", 4)
 	c.makePool(t, "direct", "172.30.0.195/32", nil)
@@ -50,16 +53,9 @@ func TestDirectRouting(t *testing.T) {
 	}
 	t.Run("AnswersPastTheEdge", func(t *testing.T) { c.seesClient(t, addr) })
 	t.Run("AnswersThroughTheEdge", func(t *testing.T) {
-		client, edge := c.client.Addr4.String()+"/32", c.edge.Addr4.String()
-		for _, n := range c.Nodes {
-			command(t, n.Host, "ip", "route", "add", client, "via", edge)
-			t.Cleanup(func() {
-				if out, err := n.Command(context.Background(), "ip", "route", "del", client, "via", edge).CombinedOutput(); err != nil {
-					t.Errorf("%v: %s", err, out)
-				}
-			})
-		}
+		c.answerThroughEdge(t)
 		c.seesClient(t, addr)
+		t.Run("NodePorts", func(t *testing.T) { c.leavesSources(t, ns) })
 	})
 	t.Run("DeadNode", func(t *testing.T) { c.routesAround(t, addr) })
 	t.Run("PolicyCluster", func(t *testing.T) {
@@ -70,11 +66,59 @@ func TestDirectRouting(t *testing.T) {
 	})
 }
 
+// answerThroughEdge makes the edge the nodes' route to the client.
+func (c *cluster) answerThroughEdge(t *testing.T) {
+	t.Helper()
+	for _, n := range c.Nodes {
+		for _, route := range [][]string{{c.client.Addr4.String() + "/32", "via", c.edge.Addr4.String()}, {c.client.Addr6.String() + "/128", "via", c.edge.Addr6.String()}} {
+			command(t, n.Host, append([]string{"ip", "route", "add"}, route...)...)
+			t.Cleanup(func() {
+				if out, err := n.Command(context.Background(), append([]string{"ip", "route", "del"}, route...)...).CombinedOutput(); err != nil {
+					t.Errorf("%v: %s", err, out)
+				}
+			})
+		}
+	}
+}
+
+// leavesSources serves a Service with node ports of either policy.
+func (c *cluster) leavesSources(t *testing.T, ns string) {
+	s := lab.Service(ns, "ports")
+	s.Spec.Selector = map[string]string{"app": "web"}
+	dualStack(s)
+	local(s)
+	ports("web 80/TCP http", "dns 53/UDP udp-echo")(s)
+	addrs := c.serve(t, s)
+	for _, a := range addrs {
+		c.seesClient(t, a)
+	}
+	c.update(t, ns, s.Name, func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster })
+	for _, a := range addrs {
+		for _, protocol := range protocols {
+			eventually(t, 10*time.Second, func() error {
+				got, err := caller{host: c.client}.ask(t.Context(), protocol, directPort(a, protocol))
+				if client, _ := netip.ParseAddrPort(got.client); err == nil && client.Addr() == c.clientOf(a) {
+					err = fmt.Errorf("%s %s: the pod on %q sees %s; want a node's address under policy Cluster", protocol, a, got.node, got.client)
+				}
+				return err
+			})
+		}
+	}
+}
+
 func directPort(addr netip.Addr, protocol string) netip.AddrPort {
 	if protocol == "udp" {
 		return netip.AddrPortFrom(addr, 53)
 	}
 	return netip.AddrPortFrom(addr, 80)
+}
+
+// clientOf is the client's address of the same family.
+func (c *cluster) clientOf(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return c.client.Addr4
+	}
+	return c.client.Addr6
 }
 
 // seesClient asks until pods on all nodes have answered, all of whom have to see the
@@ -89,8 +133,8 @@ func (c *cluster) seesClient(t *testing.T, addr netip.Addr) {
 			if err != nil {
 				return err
 			}
-			if client, err := netip.ParseAddrPort(got.client); err != nil || client.Addr() != c.client.Addr4 {
-				t.Errorf("%s: the pod on %q sees %s; want the client's %s", protocol, got.node, got.client, c.client.Addr4)
+			if client, err := netip.ParseAddrPort(got.client); err != nil || client.Addr() != c.clientOf(addr) {
+				t.Errorf("%s: the pod on %q sees %s; want the client's %s", protocol, got.node, got.client, c.clientOf(addr))
 			}
 			nodes[got.node] = true
 			if len(nodes) < len(c.Nodes) {

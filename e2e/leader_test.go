@@ -2,9 +2,16 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +23,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/eclusa-lb/eclusa/lab"
+	"github.com/eclusa-lb/eclusa/lb"
+	lbrest "github.com/eclusa-lb/eclusa/lb/rest"
 )
 
 // Every cloud-controller-manager is killed, and started again later: addresses stay, and
@@ -71,7 +80,16 @@ func TestTwoLeaders(t *testing.T) {
 	}
 	answers(t, c.client, netip.AddrPortFrom(before["web-a"], 80))
 	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(before["web-a"], 80), 50)
+	c.twoLeaders(t, ns, before, func() {})
+	load.stop(t)
+}
+
+// twoLeaders has two managers believe to lead, and meanwhile run while none does.
+// The Services that were there before, and one more, have to keep their addresses.
+func (c *cluster) twoLeaders(t *testing.T, ns string, before map[string]netip.Addr, meanwhile func()) {
+	t.Helper()
 	old := c.leader(t)
+	epoch := c.epoch(t)
 	t.Cleanup(func() {
 		_ = old.Thaw() // it may be gone
 		c.ensureCCM(t)
@@ -83,6 +101,7 @@ func TestTwoLeaders(t *testing.T) {
 	s := lab.Service(ns, "web-c")
 	s.Spec.Selector = map[string]string{"app": "web"}
 	c.create(t, s)
+	meanwhile()
 	eventually(t, 90*time.Second, func() error {
 		if len(c.service(t, ns, "web-c").Status.LoadBalancer.Ingress) == 0 {
 			return fmt.Errorf("web-c has no address: nobody leads")
@@ -92,6 +111,9 @@ func TestTwoLeaders(t *testing.T) {
 	before["web-c"] = c.addresses(t, ns, "web-c")[0]
 	if second := c.leader(t); second.Name == old.Name {
 		t.Fatalf("%s is frozen, and leads", old.Name)
+	}
+	if got := c.removeAll(t, epoch); !strings.Contains(got, "urn:eclusa:problem:stale-epoch") {
+		t.Errorf("write with the epoch of the older leader: got %s; want it refused as stale-epoch", got)
 	}
 	if !old.Running() {
 		t.Fatalf("%s has ended before it was woken", old.Name)
@@ -111,7 +133,66 @@ func TestTwoLeaders(t *testing.T) {
 	for _, a := range before {
 		answers(t, c.client, netip.AddrPortFrom(a, 80))
 	}
-	load.stop(t)
+}
+
+// epoch is the right to write that the edge has given out last.
+func (c *cluster) epoch(t *testing.T) string {
+	t.Helper()
+	resp, body := c.askEdge(t, http.MethodGet, "status", nil, "")
+	var status lb.StatusDelta
+	if err := json.Unmarshal([]byte(body), &status); err != nil || status.Epoch == "" {
+		t.Fatalf("status of the edge: %s, %v: %s", resp.Status, err, body)
+	}
+	return string(status.Epoch)
+}
+
+// removeAll writes to the edge that nothing is wanted any more, with the right that
+// the epoch gives, and returns what it answers.
+func (c *cluster) removeAll(t *testing.T, epoch string) string {
+	t.Helper()
+	resp, _ := c.askEdge(t, http.MethodGet, "config", nil, "")
+	_, body := c.askEdge(t, http.MethodPut, "config", http.Header{
+		"Content-Type": {lbrest.TypeJSON}, lbrest.HeaderEpoch: {epoch}, "If-Match": {resp.Header.Get("ETag")},
+	}, `{"revision": 1000000}`)
+	return body
+}
+
+// askEdge asks the edge's API with the cluster's certificate, as a manager does.
+func (c *cluster) askEdge(t *testing.T, method, noun string, header http.Header, body string) (*http.Response, string) {
+	t.Helper()
+	file := filepath.Join(c.EdgePKI(), lab.ClusterName)
+	cert, err := tls.LoadX509KeyPair(file+".crt", file+".key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(c.EdgePKI(), "ca.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: c.ControlPlane.DialContext, DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}, ServerName: c.edge.Name, MinVersion: tls.VersionTLS13},
+	}}
+	url := fmt.Sprintf("https://%s/v1/clusters/%s/%s", c.edge.API(), lab.ClusterName, noun)
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if header != nil {
+		req.Header = header
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(answer)
 }
 
 // A lab that another process has brought up shows the same managers.

@@ -135,25 +135,11 @@ func TestFigureLocalRollingUpdates(t *testing.T) {
 		take = inLabAlone
 	}
 	c := take(t)
-	ns := c.namespace(t)
-	if err := c.Deploy(t.Context(), lasting(lab.Deployment(ns, "web", 2))); err != nil {
+	d := lasting(lab.Deployment(c.namespace(t), "web", 2))
+	if err := c.Deploy(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
-	svc := lab.Service(ns, "web")
-	local(svc)
-	at := netip.AddrPortFrom(c.serve(t, svc)[0], 80)
-	answers(t, c.client, at)
-	load := startLoad(t.Context(), c.client, at, 100)
-	for i := range rolls(t) {
-		patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"e2e/round":"%d"}}}}}`, i)
-		if _, err := c.kube.AppsV1().Deployments(ns).Patch(t.Context(), "web", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.WaitDeployment(t.Context(), ns, "web"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	load.end()
+	load := c.roll(t, d, rolls(t), 100)
 	all, failed := len(load.latency)+len(load.failures), len(load.failures)
 	t.Logf("%d connections during %d rolling updates in %.1f s: %d failed, median %s, worst %s", all, rolls(t),
 		time.Since(load.started).Seconds(), failed, median(load.latency).Round(100*time.Microsecond), worst(load.latency).Round(time.Millisecond))
@@ -163,4 +149,29 @@ func TestFigureLocalRollingUpdates(t *testing.T) {
 	if failed*1000 > all {
 		t.Errorf("%d of %d connections failed, want 0.1 %% at most", failed, all)
 	}
+}
+
+// roll updates the Deployment so many times, behind a Service of policy Local, with
+// so many new connections a second from before the first update to after the last.
+func (c *cluster) roll(t *testing.T, d *appsv1.Deployment, times, perSecond int) *load {
+	t.Helper()
+	if err := c.WaitDeployment(t.Context(), d.Namespace, d.Name); err != nil {
+		t.Fatal(err)
+	}
+	svc := lab.Service(d.Namespace, d.Name)
+	local(svc)
+	at := netip.AddrPortFrom(c.serve(t, svc)[0], 80)
+	answers(t, c.client, at)
+	load := startLoad(t.Context(), c.client, at, perSecond)
+	for i := range times {
+		patch := fmt.Appendf(nil, `{"spec":{"template":{"metadata":{"annotations":{"e2e/round":"%d"}}}}}`, i)
+		if _, err := c.kube.AppsV1().Deployments(d.Namespace).Patch(t.Context(), d.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitDeployment(t.Context(), d.Namespace, d.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load.end()
+	return load
 }

@@ -137,6 +137,13 @@ func (l *load) once(from *lab.Host, at netip.AddrPort) {
 	l.latency = append(l.latency, took)
 }
 
+// made is how many requests have come to their end so far.
+func (l *load) made() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.latency) + len(l.failures)
+}
+
 // end ends the load and waits for the requests under way.
 func (l *load) end() {
 	l.cancel()

@@ -22,7 +22,7 @@ const atATime = 2
 // The first builds programs, and has those beside it that do not measure.
 var longest = []string{
 	"TestExamples", "TestReleaseIsReplaced", "TestKubeletsStop", "TestEdgePackageIsInstalledUpgradedAndRemoved",
-	"TestEverythingAServiceCanSay", "TestScale", "TestFailuresFireAlerts", "TestEdgeDaemonSetIsUpgraded",
+	"TestKernelEngine", "TestEverythingAServiceCanSay", "TestScale", "TestFailuresFireAlerts", "TestEdgeDaemonSetIsUpgraded",
 	"TestNodeDiesSilently", "TestPlugin", "TestCCMRestarts",
 }
 
