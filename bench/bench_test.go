@@ -172,5 +172,5 @@ func everyMetric() (all []string) {
 		all = append(all, sized("requests.cpu", n), sized("connections.cpu", n))
 	}
 	return append(all, "idle", "idle.files", "timewait", "timewait.resent", "swap", "swap.effect", "death.failed", "death.hung",
-		"probing", "probing.memory", "probing.lag")
+		"probing", "probing.memory", "probing.growth", "probing.lag")
 }

@@ -28,9 +28,12 @@ type probing struct {
 
 // probed is its answer.
 type probed struct {
-	Rate, CPU, Cores, Memory, Lag float64
-	Errors                        uint64
-	Error                         string `json:",omitempty"`
+	Rate, CPU, Cores, Lag float64
+	// Memory is what of the process is in memory, in MB, and Growth what of that has
+	// come since it began, without anything to check.
+	Memory, Growth float64
+	Errors         uint64
+	Error          string `json:",omitempty"`
 }
 
 // measureProbing has one process with one processor probe many targets.
@@ -59,7 +62,7 @@ func measureProbing(p probing) (values, error) {
 	if r.Error != "" {
 		return nil, errors.New(r.Error)
 	}
-	return values{"probing": r.Rate, "probing.cpu": r.CPU, "probing.cores": r.Cores, "probing.memory": r.Memory, "probing.lag": r.Lag, "probing.errors": float64(r.Errors)}, nil
+	return values{"probing": r.Rate, "probing.cpu": r.CPU, "probing.cores": r.Cores, "probing.memory": r.Memory, "probing.growth": r.Growth, "probing.lag": r.Lag, "probing.errors": float64(r.Errors)}, nil
 }
 
 // probe is the process of the checker.
@@ -86,7 +89,12 @@ func (p probing) targets() map[healthcheck.Target]healthcheck.Result {
 	return set
 }
 
+// resident returns what of this process is in memory, in bytes.
+func resident() int64 { return field("/proc/self/status", "VmRSS:") << 10 }
+
 func (p probing) run() (r probed, err error) {
+	debug.FreeOSMemory()
+	empty := resident()
 	c := healthcheck.New(healthcheck.Options{Budget: int(1.2 * float64(p.Targets) / p.Interval.Seconds()), Workers: 128})
 	c.Set(p.targets())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -114,14 +122,14 @@ func (p probing) run() (r probed, err error) {
 	var memory int64
 	for time.Since(begun) < p.Time {
 		time.Sleep(p.Time / 10)
-		memory = max(memory, field("/proc/self/status", "VmRSS:")<<10)
+		memory = max(memory, resident())
 	}
 	took := time.Since(begun)
 	cpu, after := cpuOf(os.Getpid())-cpu, c.Stats()
 	n := after.Probes - before.Probes
 	r = probed{
-		Rate: float64(n) / took.Seconds(), CPU: per(cpu, int64(n)), Cores: cpu.Seconds() / took.Seconds(), Memory: float64(memory) / 1e6,
-		Lag: float64(after.LagP99.Microseconds()) / 1000, Errors: after.OwnErrors,
+		Rate: float64(n) / took.Seconds(), CPU: per(cpu, int64(n)), Cores: cpu.Seconds() / took.Seconds(),
+		Memory: float64(memory) / 1e6, Growth: float64(memory-empty) / 1e6, Lag: float64(after.LagP99.Microseconds()) / 1000, Errors: after.OwnErrors,
 	}
 	if now := up(); now != p.Targets {
 		return r, fmt.Errorf("%d of %d targets are up", now, p.Targets)

@@ -173,7 +173,7 @@ func (r *report) health() {
 	r.head("", "")
 	for _, row := range []shown{
 		{"probing", "probes/s"}, {"probing.cpu", "processor time of a probe (µs)"}, {"probing.cores", "processors used"},
-		{"probing.memory", "memory (MB)"}, {"probing.lag", "p99 of how late probes start (ms)"}, {"probing.errors", "probes that did not count"},
+		{"probing.growth", "memory (MB)"}, {"probing.memory", "memory with the program itself (MB)"}, {"probing.lag", "p99 of how late probes start (ms)"}, {"probing.errors", "probes that did not count"},
 	} {
 		r.row(row.title, most(value(checker, row.metric)(r.samples)))
 	}

@@ -55,9 +55,9 @@ type Checker struct {
 
 	setMu sync.Mutex // held by Set, taken before mu
 
-	mu      sync.Mutex     // guards what follows
-	kinds   map[Spec]*kind // every spec in use; written with setMu held too
-	entries map[key]*entry // every target; written with setMu held too
+	mu      sync.Mutex      // guards what follows
+	kinds   map[class]*kind // every class in use; written with setMu held too
+	entries index           // every target; written with setMu held too
 	rand    *rand.Rand
 	epoch   time.Time // when Run began; zero: the schedule's clock stands at 0
 	plan    schedule
@@ -65,28 +65,6 @@ type Checker struct {
 	waiting int           // entries without a probe that counted
 	waitEnd time.Duration // when the last of them has had time for one
 	count   counters
-}
-
-// kind is a spec in use, shared by its targets.
-type kind struct {
-	as     Spec // as given: part of the target's identity
-	spec   Spec // as probed: defaults filled in, within the limits
-	prober Prober
-	refs   int // guarded by Checker.setMu
-}
-
-// key is a Target in little memory.
-type key struct {
-	addr netip.AddrPort
-	kind *kind
-}
-
-// entry is a target in the set. Its record and schedule are guarded by
-// Checker.mu; the key never changes.
-type entry struct {
-	key
-	record
-	slot
 }
 
 // New returns a Checker without targets. It starts nothing.
@@ -109,8 +87,8 @@ func New(o Options) *Checker {
 		probers: probers,
 		changed: make(chan struct{}, 1),
 		kick:    make(chan struct{}, 1),
-		kinds:   map[Spec]*kind{},
-		entries: map[key]*entry{},
+		kinds:   map[class]*kind{},
+		entries: newIndex(),
 		rand:    rand.New(rand.NewPCG(o.Seed, o.Seed)), //nolint:gosec // as above
 		first:   make(chan struct{}),
 	}
@@ -138,8 +116,8 @@ func (c *Checker) Set(targets map[Target]Result) {
 	now := time.Now()
 
 	var gone, added []*entry
-	for k, e := range c.entries {
-		if _, ok := targets[Target{k.addr, k.kind.as}]; !ok {
+	for e := range c.entries.all {
+		if _, ok := targets[e.target()]; !ok {
 			gone = append(gone, e)
 		}
 	}
@@ -147,12 +125,9 @@ func (c *Checker) Set(targets map[Target]Result) {
 		if t.Spec.Protocol == None {
 			continue
 		}
-		k := key{t.Addr, c.kinds[t.Spec]}
-		if k.kind != nil && c.entries[k] != nil {
-			continue
+		if c.find(t) == nil {
+			added = append(added, newEntry(t.Addr, c.hold(classOf(t)), newRecord(seed, now)))
 		}
-		k.kind = c.hold(t.Spec)
-		added = append(added, &entry{key: k, record: newRecord(seed, now)})
 	}
 	for _, e := range gone {
 		c.release(e.kind)
@@ -163,14 +138,14 @@ func (c *Checker) Set(targets map[Target]Result) {
 	}
 	// Maps are ranged over in any order; sorting makes Seed repeatable.
 	slices.SortFunc(added, func(a, b *entry) int {
-		return cmp.Or(a.addr.Compare(b.addr), compareSpec(a.kind.as, b.kind.as))
+		return cmp.Or(a.addr().Compare(b.addr()), compareSpec(a.kind.as.Spec, b.kind.as.Spec))
 	})
 	c.replace(gone, added, demand)
 	wake(c.kick)
 }
 
-// hold returns the kind of a spec that one more target uses.
-func (c *Checker) hold(as Spec) *kind {
+// hold returns the kind of a class that has one more target.
+func (c *Checker) hold(as class) *kind {
 	k := c.kinds[as]
 	if k == nil {
 		k = &kind{as: as, spec: as.WithDefaults().clamped()}
@@ -198,7 +173,7 @@ func (c *Checker) replace(gone, added []*entry, demand float64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range gone {
-		delete(c.entries, e.key)
+		c.entries.remove(e)
 		c.plan.remove(e)
 		c.settle(e)
 	}
@@ -209,8 +184,9 @@ func (c *Checker) replace(gone, added []*entry, demand float64) {
 	if c.waiting == 0 && len(added) > 0 {
 		c.first = make(chan struct{})
 	}
+	c.plan.queue = slices.Grow(c.plan.queue, len(added)) // no more than it takes
 	for i, e := range added {
-		c.entries[e.key] = e
+		c.entries.add(e)
 		c.plan.add(e, now+time.Duration(i)*c.plan.gap)
 		c.waitEnd = max(c.waitEnd, e.due+e.kind.spec.Timeout.D())
 	}
@@ -244,9 +220,9 @@ func (c *Checker) Result(t Target) (Result, bool) {
 func (c *Checker) Results() map[Target]Result {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make(map[Target]Result, len(c.entries))
-	for k, e := range c.entries {
-		all[Target{k.addr, k.kind.as}] = e.result()
+	all := make(map[Target]Result, c.entries.len)
+	for e := range c.entries.all {
+		all[e.target()] = e.result()
 	}
 	return all
 }
@@ -313,7 +289,13 @@ func (c *Checker) WaitFirst(ctx context.Context) error {
 }
 
 // find returns a target's entry, or nil.
-func (c *Checker) find(t Target) *entry { return c.entries[key{t.Addr, c.kinds[t.Spec]}] }
+func (c *Checker) find(t Target) *entry {
+	k := c.kinds[classOf(t)]
+	if k == nil {
+		return nil
+	}
+	return c.entries.find(keyOf(t.Addr, k))
+}
 
 // now reads the schedule's clock. It stands at 0 until Run begins, so that
 // targets that were set before then are not late.

@@ -228,7 +228,7 @@ func TestGRPCProber(t *testing.T) {
 				spec.Timeout = ms(200)
 			}
 			began := time.Now()
-			f := ask(t.Context(), &entry{key: key{tt.addr, &kind{spec: spec, prober: c.probers[GRPC]}}})
+			f := ask(t.Context(), tt.addr, &kind{spec: spec, prober: c.probers[GRPC]})
 			if took := time.Since(began); took > 5*time.Second {
 				t.Errorf("took %v; want at most the 200ms of a timeout, and some time to be scheduled", took)
 			}

@@ -197,9 +197,9 @@ func TestProbers(t *testing.T) {
 			if tt.reason == Timeout {
 				spec.Timeout = ms(200)
 			}
-			e := &entry{key: key{tt.addr, &kind{spec: spec, prober: c.probers[tt.protocol]}}}
+			k := &kind{spec: spec, prober: c.probers[tt.protocol]}
 			began := time.Now()
-			f := ask(t.Context(), e)
+			f := ask(t.Context(), tt.addr, k)
 			if took := time.Since(began); took > 5*time.Second {
 				t.Errorf("took %v; want at most the 200ms of a timeout, and some time to be scheduled", took)
 			}
@@ -235,12 +235,12 @@ func TestControl(t *testing.T) {
 		seen = network + " " + address
 		return deny
 	}})
-	e := &entry{key: key{addr, &kind{spec: Spec{}.WithDefaults(), prober: c.probers[TCP]}}}
-	if f := ask(t.Context(), e); f != nil || seen != "tcp4 "+addr.String() {
+	k := &kind{spec: Spec{}.WithDefaults(), prober: c.probers[TCP]}
+	if f := ask(t.Context(), addr, k); f != nil || seen != "tcp4 "+addr.String() {
 		t.Errorf("got %v, control saw %q; want success and %q", f, seen, "tcp4 "+addr.String())
 	}
 	deny = os.NewSyscallError("setsockopt", syscall.EPERM)
-	if f := ask(t.Context(), e); f == nil || !f.Own || f.Text != "operation not permitted" {
+	if f := ask(t.Context(), addr, k); f == nil || !f.Own || f.Text != "operation not permitted" {
 		t.Errorf("control refuses: got %+v; want a fault of this machine", f)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -72,7 +73,7 @@ func (c *Checker) dispatch(jobs chan<- job) (sleep time.Duration, flying int) {
 func (c *Checker) work(ctx context.Context, jobs <-chan job) {
 	for j := range jobs {
 		start := c.now()
-		failure := ask(ctx, j.e)
+		failure := ask(ctx, j.e.addr(), j.e.kind)
 		end := c.now()
 		if ctx.Err() != nil {
 			continue // the probe was cut short, and nobody wants to know
@@ -85,10 +86,10 @@ func (c *Checker) work(ctx context.Context, jobs <-chan job) {
 }
 
 // ask makes one probe, which ends with its timeout.
-func ask(ctx context.Context, e *entry) *Failure {
-	ctx, cancel := context.WithTimeout(ctx, e.kind.spec.Timeout.D())
+func ask(ctx context.Context, addr netip.AddrPort, k *kind) *Failure {
+	ctx, cancel := context.WithTimeout(ctx, k.spec.Timeout.D())
 	defer cancel()
-	if err := e.kind.prober.Probe(ctx, e.addr, e.kind.spec); err != nil {
+	if err := k.prober.Probe(ctx, addr, k.spec); err != nil {
 		return classify(err)
 	}
 	return nil
@@ -112,7 +113,7 @@ func (c *Checker) finish(j job, start, end time.Duration, f *Failure) {
 	defer c.mu.Unlock()
 	again := c.plan.landed(j, end)
 	c.count.probe(end, start-j.due, f)
-	if e := j.e; !e.gone {
+	if e := j.e; !e.gone() {
 		if c.take(e, start, end, f) {
 			wake(c.changed)
 		}

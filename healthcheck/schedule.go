@@ -24,19 +24,6 @@ const (
 	never = time.Duration(math.MaxInt64)
 )
 
-// slot is an entry's place in the schedule. Times are of the Checker's clock.
-type slot struct {
-	due  time.Duration // when the next probe is to start, or the present one was
-	deaf time.Duration // until when hints are ignored
-	pos  int           // in the queue; -1: not queued
-
-	hinted  uint8 // fast probes that a hint has left
-	owns    uint8 // consecutive probes that did not count
-	gone    bool  // removed from the set
-	settled bool  // has had a probe that counted
-	spread  bool  // has a random phase within its interval
-}
-
 // job is one probe to be made.
 type job struct {
 	e    *entry
@@ -118,10 +105,10 @@ func (s *schedule) add(e *entry, due time.Duration) {
 
 // remove takes a target out for good, wherever it is.
 func (s *schedule) remove(e *entry) {
-	e.gone = true
 	if e.pos >= 0 {
-		heap.Remove(&s.queue, e.pos)
+		heap.Remove(&s.queue, int(e.pos))
 	}
+	e.pos = removed
 }
 
 // hasten makes a target due now if it waits for its time, and reports whether it
@@ -131,7 +118,7 @@ func (s *schedule) hasten(e *entry, now time.Duration) bool {
 		return false
 	}
 	e.due = now
-	heap.Fix(&s.queue, e.pos)
+	heap.Fix(&s.queue, int(e.pos))
 	return true
 }
 
@@ -178,7 +165,7 @@ func (s *schedule) landed(j job, now time.Duration) (again bool) {
 		e := share.parked[0]
 		share.parked[0] = nil
 		share.parked = share.parked[1:]
-		if !e.gone {
+		if !e.gone() {
 			s.add(e, now)
 			return true
 		}
@@ -223,12 +210,12 @@ func (q queue) Len() int           { return len(q) }
 func (q queue) Less(i, j int) bool { return q[i].due < q[j].due }
 func (q queue) Swap(i, j int) {
 	q[i], q[j] = q[j], q[i]
-	q[i].pos, q[j].pos = i, j
+	q[i].pos, q[j].pos = int32(i), int32(j) //nolint:gosec // the memory ends before
 }
 
 func (q *queue) Push(x any) {
 	e := x.(*entry)
-	e.pos = len(*q)
+	e.pos = int32(len(*q)) //nolint:gosec // as above
 	*q = append(*q, e)
 }
 
@@ -237,6 +224,6 @@ func (q *queue) Pop() any {
 	e := (*q)[last]
 	(*q)[last] = nil
 	*q = (*q)[:last]
-	e.pos = -1
+	e.pos = unqueued
 	return e
 }

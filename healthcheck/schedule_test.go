@@ -343,8 +343,8 @@ func (b *bench) audit() {
 	places, flying, waiting, inLanes := map[*entry]int{}, 0, 0, 0
 	for i, e := range p.queue {
 		places[e]++
-		if e.pos != i || e.gone {
-			b.t.Fatalf("queue[%d]: got %+v; want its own position, and not gone", i, e.slot)
+		if int(e.pos) != i {
+			b.t.Fatalf("queue[%d]: got place %d; want its own", i, e.pos)
 		}
 		if up := (i - 1) / 2; i > 0 && p.queue[up].due > e.due {
 			b.t.Fatalf("queue[%d] is due before its parent", i)
@@ -352,19 +352,19 @@ func (b *bench) audit() {
 	}
 	for _, s := range p.shares {
 		for _, e := range s.parked {
-			if !e.gone {
+			if !e.gone() {
 				places[e]++
 			}
 		}
 		inLanes += s.flying
 	}
-	for _, e := range b.entries {
+	for e := range b.entries.all {
 		switch places[e] {
 		case 0:
 			flying++
 		case 1:
 		default:
-			b.t.Fatalf("%v: in the schedule %d times", e.key, places[e])
+			b.t.Fatalf("%v: in the schedule %d times", e.target(), places[e])
 		}
 		if !e.settled {
 			waiting++

@@ -22,7 +22,7 @@ type Stats struct {
 func (c *Checker) Stats() Stats {
 	c.mu.Lock()
 	s := Stats{
-		Targets:   len(c.entries),
+		Targets:   c.entries.len,
 		Rate:      c.count.rate(c.now()),
 		Stretched: c.plan.stretch,
 		Flying:    c.plan.flying,

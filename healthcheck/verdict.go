@@ -1,6 +1,7 @@
 package healthcheck
 
 import (
+	"math"
 	"strings"
 	"time"
 )
@@ -17,13 +18,15 @@ type evidence struct {
 type record struct {
 	since, checked int64    // Unix nanoseconds; 0: never
 	failure        *Failure // of the last probe; nil: it succeeded
-	latency        time.Duration
+	latency        uint32   // microseconds
 	failures       uint32
 	misses, wins   uint8 // consecutive, towards Down and towards Up
 	state          State
 	answered       bool
 	proven         bool  // has been Up, or was known before
 	early          uint8 // probes before that, up to maxEarly
+	hinted         uint8 // fast probes that a hint has left
+	owns           uint8 // consecutive probes that did not count
 }
 
 // newRecord continues from a seed.
@@ -33,7 +36,7 @@ func newRecord(seed Result, now time.Time) record {
 		since:    nanos(seed.Since),
 		checked:  nanos(seed.Checked),
 		answered: seed.Answered,
-		latency:  seed.Latency,
+		latency:  micros(seed.Latency),
 		failures: uint32(min(max(seed.Failures, 0), maxFailures)),
 	}
 	if r.state > Down {
@@ -66,7 +69,7 @@ func (r *record) judge(ev evidence, spec Spec) (changed bool) {
 	}
 	switch f := ev.failure; {
 	case f == nil:
-		r.latency = ev.latency
+		r.latency = micros(ev.latency)
 		r.answered = true
 		r.failure, r.failures, r.misses = nil, 0, 0
 		r.win(ev.at, spec.HealthyThreshold)
@@ -152,7 +155,7 @@ func (r *record) result() Result {
 		State:    r.state,
 		Since:    fromNanos(r.since),
 		Answered: r.answered,
-		Latency:  r.latency,
+		Latency:  time.Duration(r.latency) * time.Microsecond,
 		Failures: int(r.failures),
 		Checked:  fromNanos(r.checked),
 	}
@@ -170,6 +173,12 @@ func trimmed(f *Failure) *Failure {
 	short := *f
 	short.Text = strings.ToValidUTF8(f.Text[:MaxError], "")
 	return &short
+}
+
+// micros keeps what a probe took, which is never over MaxTimeout by much, in four
+// bytes.
+func micros(d time.Duration) uint32 {
+	return uint32(min(max(d.Microseconds(), 0), math.MaxUint32)) //nolint:gosec // bounded
 }
 
 // nanos and fromNanos keep times in eight bytes. The zero Time is 0.
