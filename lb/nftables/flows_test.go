@@ -63,7 +63,7 @@ func clientOf(member, j int) netip.AddrPort {
 // however many connections there are.
 func TestSetAmongFlows(t *testing.T) {
 	inNamespaces(t, func(lbtest.Network) {
-		const limit, each = 5 * time.Millisecond * raceFactor, 100
+		const each = 100
 		table := large(1000, 500)
 		for f, r := range table.Routes {
 			delete(table.Routes, f)
@@ -118,11 +118,11 @@ func TestSetAmongFlows(t *testing.T) {
 		}
 		slices.Sort(changes)
 		slices.Sort(cuts)
-		median := changes[len(changes)/2]
+		set, cut := changes[len(changes)/2], cuts[len(cuts)/2]
 		t.Logf("%d sessions: a member's death is set in %s (median; worst %s), its sessions are forgotten after %s (median; worst %s)",
-			each*len(nodes), median, changes[len(changes)-1], cuts[len(cuts)/2], cuts[len(cuts)-1])
-		if median > limit {
-			t.Errorf("a member's death: took %s; want %s at most", median, limit)
+			each*len(nodes), set, changes[len(changes)-1], cut, cuts[len(cuts)-1])
+		if set > cut/2 {
+			t.Errorf("a member's death: took %s; want half the %s at most that a search takes", set, cut)
 		}
 	})
 }
