@@ -24,7 +24,9 @@ type Engine interface {
 	// is idempotent. Connections through routes that stay are never cut, but for
 	// those of clients that the route's SourceRanges do not allow any more, which
 	// end at once; connections of a frontend or member that is gone drain for the route's
-	// DrainTimeout; those of a Dead member are reset if the route says so. On
+	// DrainTimeout; those of a Dead member are reset if the route says so. Sessions of
+	// datagrams end with their frontend or member. What has to end at once may do so
+	// just after the return, so that new connections do not wait for it. On
 	// error the table before goes on. ctx bounds the call, not what it set.
 	Set(ctx context.Context, t Table) (map[Frontend]error, error)
 

@@ -318,8 +318,10 @@ func readLine(c io.Reader) (string, error) {
 
 // ask sends a text through the member and checks that it comes back. For UDP it
 // learns the member.
-func (c *client) ask(text string) error {
-	_ = c.SetDeadline(time.Now().Add(patience))
+func (c *client) ask(text string) error { return c.askWithin(patience, text) }
+
+func (c *client) askWithin(d time.Duration, text string) error {
+	_ = c.SetDeadline(time.Now().Add(d))
 	if _, err := io.WriteString(c, text); err != nil {
 		return err
 	}

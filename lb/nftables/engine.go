@@ -179,7 +179,6 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	}
 	p := e.plan(t, own, now)
 	if begins { // there may be connections of a process before
-		p.datagramsNow(selector{})
 		p.soon = append(p.soon, selector{})
 	}
 	if err := e.bringHome(p); err != nil {
@@ -266,9 +265,6 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	e.numbers.keep(e.state)
 	if len(p.affinity) > 0 {
 		e.purgeClients(p.affinity)
-	}
-	if len(p.urgent) > 0 {
-		e.sweepNow(few(p.urgent))
 	}
 	if len(p.soon) > 0 {
 		e.soon = few(append(e.soon, p.soon...))

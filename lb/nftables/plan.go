@@ -70,17 +70,16 @@ type plan struct {
 	affinity []netip.Addr // members that remembered clients must not go to any more
 	// homes are the routes whose clients are remembered from now on.
 	homes map[mark]*route
-	// urgent are the flows among which may be sessions that must not have one more
-	// datagram, soon those among which connections have to be reset; later tells that
-	// some end by and by.
-	urgent, soon []selector
-	later        bool
+	// soon are the flows among which some have to end at once; later tells that some
+	// end by and by.
+	soon  []selector
+	later bool
 }
 
-// datagramsNow notes that sessions may have to end before Set returns.
-func (p *plan) datagramsNow(which selector) {
+// datagramsSoon notes that sessions may have to end.
+func (p *plan) datagramsSoon(which selector) {
 	which.protocol = unix.IPPROTO_UDP
-	p.urgent = append(p.urgent, which)
+	p.soon = append(p.soon, which)
 }
 
 // plan works out the next state. It changes nothing but which numbers are given
@@ -193,14 +192,11 @@ func (p *plan) changeMembers(was, now *pool, datagrams bool) {
 		case stays && after.State == b.State:
 		case !stays:
 			if datagrams {
-				p.datagramsNow(selector{member: a})
+				p.datagramsSoon(selector{member: a})
 			}
 			p.later = true
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Dead:
-			if datagrams {
-				p.datagramsNow(selector{member: a})
-			}
 			p.soon = append(p.soon, selector{member: a})
 			p.affinity = append(p.affinity, a)
 		case after.State == lb.Draining:
@@ -325,7 +321,7 @@ func (p *plan) setRoutes(routes map[lb.Frontend]lb.Route) {
 			p.changeElements(was.elements, nil)
 			p.later = true
 			if f.Protocol == lb.UDP {
-				p.datagramsNow(selector{frontend: f.Addr})
+				p.datagramsSoon(selector{frontend: f.Addr})
 			}
 		}
 	}
@@ -362,7 +358,7 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		narrowed := len(spec.SourceRanges) > 0 && !slices.Equal(was.spec.SourceRanges, spec.SourceRanges)
 		switch {
 		case narrowed && f.Protocol == lb.UDP:
-			p.datagramsNow(selector{frontend: f.Addr})
+			p.datagramsSoon(selector{frontend: f.Addr})
 		case narrowed, spec.ResetDead && !was.spec.ResetDead:
 			p.soon = append(p.soon, selector{frontend: f.Addr})
 		}

@@ -121,14 +121,6 @@ func few(all []selector) []selector {
 	return all
 }
 
-// sweepNow ends those of the picked flows that must not go on. Callers hold mu.
-func (e *Engine) sweepNow(which []selector) {
-	now := time.Now()
-	over, _, err := e.tracking.overdue(which, view{e.state, e.byID}, now)
-	e.failed(err, now)
-	e.finish(over, now)
-}
-
 // sweepDue looks at the flows that have to be looked at, if any, and ends those that
 // must not go on. There may be very many, so it holds mu only while it ends some.
 func (e *Engine) sweepDue() {
