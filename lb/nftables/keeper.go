@@ -101,6 +101,7 @@ func (e *Engine) keepWatch() {
 
 // attend does what is due and returns when something will be next.
 func (e *Engine) attend(cleaned *time.Time) time.Duration {
+	e.purgeDue()
 	e.sweepDue()
 	e.mu.Lock()
 	defer e.mu.Unlock()
