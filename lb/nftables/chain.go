@@ -37,8 +37,9 @@ const (
 	ofNAT    = "nat"
 	ofFilter = "filter"
 
-	// bypassMark is on the engine's own packets.
-	bypassMark = 0xec0000ff
+	// bypassMark is on the engine's own packets. It is of no kind: others may copy a
+	// connection's mark to its packets.
+	bypassMark = 0xeb0000ff
 	// hashSeed is the same everywhere, so that a client that comes through another
 	// edge gets the same member.
 	hashSeed = 0xec105a

@@ -33,6 +33,8 @@ var directCases = []struct {
 	{"ChangeFromNAT", directFromNAT},
 	{"BehindRouter", directBehindRouter},
 	{"LeavesNoTrace", directLeavesNoTrace},
+	{"TableOutlivesDirect", tableOutlivesDirect},
+	{"TableLosesChains", tableLosesChains},
 }
 
 // directServes: members see the client, both are used, connections stay where they

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -50,31 +51,33 @@ func (h *hook) String() string { return fmt.Sprintf("%s %d %d", h.kind, h.number
 // deleteOthers deletes sets, chains and objects that nobody wants.
 func (p *present) deleteOthers(w *batch, s *state, sets []*set) {
 	chains, wanted := byName(s.chains), make(map[string]bool)
-	for _, name := range slices.Sorted(maps.Keys(p.chains)) {
-		if chains[name] == nil {
-			w.flushChain(name)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(p.chains)) {
-		if chains[name] == nil {
-			w.deleteChain(name)
-		}
-	}
 	for _, set := range sets {
 		wanted[set.name] = true
-	}
-	for _, name := range slices.Sorted(maps.Keys(p.sets)) {
-		if !wanted[name] {
-			w.deleteSet(name)
-		}
 	}
 	for t := range s.shape.timeouts {
 		wanted[t.name()] = true
 	}
-	for _, name := range slices.Sorted(maps.Keys(p.timeouts)) {
-		if !wanted[name] {
-			w.deleteTimeouts(name)
-		}
+	lost := func(names iter.Seq[string], known func(name string) bool) []string {
+		return slices.DeleteFunc(slices.Sorted(names), known)
+	}
+	lostChains := lost(maps.Keys(p.chains), func(name string) bool { return chains[name] != nil })
+	lostSets := lost(maps.Keys(p.sets), func(name string) bool { return wanted[name] })
+	// Elements go to chains, and chains to each other, so the kernel lets nothing go
+	// that is not empty first.
+	for _, name := range lostSets {
+		w.flushSet(name)
+	}
+	for _, name := range lostChains {
+		w.flushChain(name)
+	}
+	for _, name := range lostChains {
+		w.deleteChain(name)
+	}
+	for _, name := range lostSets {
+		w.deleteSet(name)
+	}
+	for _, name := range lost(maps.Keys(p.timeouts), func(name string) bool { return wanted[name] }) {
+		w.deleteTimeouts(name)
 	}
 }
 
