@@ -35,6 +35,7 @@ var directCases = []struct {
 	{"LeavesNoTrace", directLeavesNoTrace},
 	{"TableOutlivesDirect", tableOutlivesDirect},
 	{"TableLosesChains", tableLosesChains},
+	{"CleanupTellsClients", cleanupTellsClients},
 }
 
 // directServes: members see the client, both are used, connections stay where they

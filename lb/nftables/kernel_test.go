@@ -58,6 +58,7 @@ func TestKernel(t *testing.T) {
 			{"HomesComeBack", homesComeBack},
 			{"HomesUnread", homesUnread},
 			{"HomesOfMany", homesOfMany},
+			{"CleanupLetsOthersServe", cleanupLetsOthersServe},
 			{"SelectorsPick", selectorsPick},
 			{"CutHangsNobody", cutHangsNobody},
 			{"CutWithKeptSources", cutWithKeptSources},

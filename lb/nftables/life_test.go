@@ -1,7 +1,12 @@
 package nftables
 
 import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -109,6 +114,104 @@ func (r *directRig) gone(prefixes ...string) {
 				r.Errorf("chain %q is left", name)
 			}
 		}
+	}
+}
+
+// cleanupLetsOthersServe: what an engine leaves is known; its end resets connections,
+// and lets whoever listens on this machine take new ones.
+func cleanupLetsOthersServe(b *bench) {
+	f := b.add(lb.TCP, b.member())
+	if found, err := Left(); found || err != nil {
+		b.Errorf("Left before: got %v, %v; want nothing", found, err)
+	}
+	b.set()
+	c, _ := b.dial(f)
+	if err := b.engine.Shutdown(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	if found, err := Left(); !found || err != nil {
+		b.Errorf("Left after a shutdown: got %v, %v; want something", found, err)
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(f.Addr, f.Port).String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "this machine\n")
+			_ = c.Close()
+		}
+	}()
+	if _, who := b.dial(f); who == "this machine" {
+		b.Fatal("the kernel does not serve after a shutdown")
+	}
+	p, err := b.left()
+	if err != nil {
+		b.Fatal(err)
+	}
+	rules, err := dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer rules.close()
+	if err := takeNobody(rules, p); err != nil {
+		b.Fatal(err)
+	}
+	b.mustEcho(c, "nobody is taken any more, and nobody cut yet")
+	if _, who := b.dial(f); who != "this machine" {
+		b.Errorf("a new connection while others are cut: got %q; want this machine", who)
+	}
+	if found, err := Cleanup(b.engine.log); !found || err != nil {
+		b.Errorf("Cleanup: got %v, %v; want something found", found, err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := c.Read(make([]byte, 1)); !isReset(err) {
+		b.Errorf("a connection through the kernel: got %v; want a reset", err)
+	}
+	if _, who := b.dial(f); who != "this machine" {
+		b.Errorf("after the cleanup: got %q; want this machine", who)
+	}
+	if found, err := Left(); found || err != nil {
+		b.Errorf("Left after the cleanup: got %v, %v; want nothing", found, err)
+	}
+}
+
+func (b *bench) left() (*present, error) {
+	s, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	return s.present()
+}
+
+// cleanupTellsClients: a client of a route whose packets are routed as they are, which
+// only waits, learns that its connection is over.
+func cleanupTellsClients(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	c := r.dial(f)
+	r.mustAsk(c)
+	if err := r.engine.Shutdown(r.Context()); err != nil {
+		r.Fatal(err)
+	}
+	if found, err := Left(); !found || err != nil {
+		r.Errorf("Left after a shutdown: got %v, %v; want something", found, err)
+	}
+	if _, err := Cleanup(r.engine.log); err != nil {
+		r.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.in.ReadString('\n'); !errors.Is(err, syscall.ECONNRESET) {
+		r.Errorf("a client that waits: got %v; want a reset", err)
+	}
+	if found, err := Left(); found || err != nil {
+		r.Errorf("Left after the cleanup: got %v, %v; want nothing", found, err)
 	}
 }
 
