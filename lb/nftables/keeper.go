@@ -87,6 +87,9 @@ func (e *Engine) keepWatch() {
 	defer e.keeper.Done()
 	timer := time.NewTimer(lookInterval)
 	defer timer.Stop()
+	for _, i := range checkOthers(e.opts.Direct) {
+		e.log.Warn(i.Name + ": " + i.Detail)
+	}
 	var cleaned time.Time
 	for {
 		select {

@@ -58,6 +58,7 @@ func TestKernel(t *testing.T) {
 			{"HomesComeBack", homesComeBack},
 			{"HomesUnread", homesUnread},
 			{"HomesOfMany", homesOfMany},
+			{"TimeoutsOfAnotherVersion", timeoutsOfAnotherVersion},
 			{"CleanupLetsOthersServe", cleanupLetsOthersServe},
 			{"SelectorsPick", selectorsPick},
 			{"CutHangsNobody", cutHangsNobody},

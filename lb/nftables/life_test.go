@@ -181,6 +181,47 @@ func cleanupLetsOthersServe(b *bench) {
 	}
 }
 
+// timeoutsOfAnotherVersion: what a process of another version has given to idle
+// connections is corrected, and all else stays.
+func timeoutsOfAnotherVersion(b *bench) {
+	f := b.add(lb.TCP, b.member())
+	b.set()
+	c, _ := b.dial(f)
+	t := b.engine.state.routes[f].timeouts()
+	if err := b.engine.Shutdown(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	other := t
+	other.seconds += 1000
+	w := newBatch()
+	w.flushChain(t.chain())
+	w.deleteTimeouts(t.name())
+	w.timeouts(t, other.states())
+	w.addRules(&chain{name: t.chain(), rules: [][]byte{newRule().idleAfter(t.name()).b}})
+	s, err := dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.close()
+	if err := s.commit(w); err != nil {
+		b.Fatal(err)
+	}
+	b.begin(Options{})
+	b.set()
+	p, err := b.left()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if !t.are(p.timeouts[t.name()]) {
+		b.Errorf("timeouts %q: got those of the other version; want %v", t.name(), t.states())
+	}
+	b.mustEcho(c, "its timeouts were corrected")
+	b.dial(f)
+	if n := b.counters(f).Accepted; n != 2 {
+		b.Errorf("accepted: got %d; want 2, one of before", n)
+	}
+}
+
 func (b *bench) left() (*present, error) {
 	s, err := dial()
 	if err != nil {

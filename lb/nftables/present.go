@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"bytes"
 	"fmt"
 	"iter"
 	"maps"
@@ -14,12 +15,12 @@ type present struct {
 	table    bool
 	sets     map[string]*set
 	chains   map[string]string // types of base chains, empty for others
-	timeouts map[string]bool
-	digest   string // of the rules
+	timeouts map[string][]byte // what they are
+	digest   string            // of the rules
 }
 
 func newPresent() *present {
-	return &present{sets: make(map[string]*set), chains: make(map[string]string), timeouts: make(map[string]bool)}
+	return &present{sets: make(map[string]*set), chains: make(map[string]string), timeouts: make(map[string][]byte)}
 }
 
 // fits tells whether the sets that are there are those that are wanted. Those of
@@ -114,7 +115,7 @@ func (s *socket) present() (*present, error) {
 	}
 	if err := s.list(unix.NFT_MSG_GETOBJ, unix.NFTA_OBJ_TABLE, func(body []byte) {
 		if text(attribute(body, unix.NFTA_OBJ_TABLE)) == TableName && be32(attribute(body, unix.NFTA_OBJ_TYPE)) == unix.NFT_OBJECT_CT_TIMEOUT {
-			p.timeouts[text(attribute(body, unix.NFTA_OBJ_NAME))] = true
+			p.timeouts[text(attribute(body, unix.NFTA_OBJ_NAME))] = bytes.Clone(attribute(body, unix.NFTA_OBJ_DATA))
 		}
 	}); err != nil {
 		return nil, fmt.Errorf("list objects: %w", err)
