@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +116,94 @@ func TestKernelUpgrade(t *testing.T) {
 	w.must(second.wait(t, 5*time.Second))
 }
 
+// engine changes the configured engine.
+func (w *world) engine(from, to string) {
+	w.yaml = strings.Replace(w.yaml, "engine: "+from+"\n", "engine: "+to+"\n", 1)
+}
+
+// TestProxyAfterKernel: with another engine the program serves in place of the
+// kernel, of which nothing is left, and connections through that are reset.
+func TestProxyAfterKernel(t *testing.T) {
+	w, p, _, _ := kernelWorld(t)
+	var open net.Conn
+	var err error
+	w.inNodes(func() { open, err = net.DialTimeout("tcp", vip, 2*time.Second) })
+	w.must(err)
+	defer open.Close()
+	w.must(p.Process.Signal(syscall.SIGTERM))
+	w.must(p.wait(t, 5*time.Second))
+	w.engine(engineNftables, engineProxy)
+	var out bytes.Buffer
+	c, err := readConfig(w.config())
+	w.must(err)
+	if err := checkEngine(&out, c); err != nil || !strings.Contains(out.String(), "The kernel still serves") {
+		t.Errorf("--check-engine: got %v and %s; want told that the kernel still serves", err, out.String())
+	}
+	if !noted(c) {
+		t.Error("the state directory does not say that the kernel serves")
+	}
+
+	second := w.start()
+	w.ready()
+	w.serves(vip)
+	w.must(open.SetReadDeadline(time.Now().Add(5 * time.Second)))
+	if _, err := open.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a connection through the kernel: got %v; want a reset", err)
+	}
+	tables, err := exec.CommandContext(t.Context(), "nft", "list", "tables").CombinedOutput()
+	if err != nil || strings.Contains(string(tables), "eclusa") {
+		t.Errorf("tables beside the engine proxy: got %q, %v; want none of eclusa", tables, err)
+	}
+	if noted(c) {
+		t.Error("the state directory says that the kernel serves still")
+	}
+	w.must(second.Process.Signal(syscall.SIGTERM))
+	w.must(second.wait(t, 5*time.Second))
+}
+
+// TestKernelCannotBeReplaced: who may not end what the kernel does does not start
+// beside it, and "auto" does not choose another engine then. Both name what helps.
+func TestKernelCannotBeReplaced(t *testing.T) {
+	w, p, _, _ := kernelWorld(t)
+	w.must(p.Process.Signal(syscall.SIGTERM))
+	w.must(p.wait(t, 5*time.Second))
+	self, err := os.Executable()
+	w.must(err)
+	before := engineNftables
+	for _, c := range []struct {
+		engine, without string
+		want            []string
+	}{
+		{engineProxy, "-net_admin,-net_raw", []string{"--cleanup", "CAP_NET_ADMIN", filepath.Join(w.dir, "state", "kernel")}},
+		{engineProxy, "-net_raw", []string{"--cleanup", "CAP_NET_RAW"}},
+		{engineAuto, "-net_raw", []string{"--cleanup", "cannot work here any more", "CAP_NET_RAW"}},
+		{engineAuto, "-net_admin", []string{"--cleanup", "cannot work here any more", "CAP_NET_ADMIN"}},
+	} {
+		w.engine(before, c.engine)
+		before = c.engine
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		cmd := exec.CommandContext(ctx, "setpriv", "--bounding-set="+c.without, self, "--config", w.config())
+		cmd.Env = append(os.Environ(), envProgram+"=1")
+		out, err := cmd.CombinedOutput()
+		cancel()
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != exitFailed {
+			t.Errorf("engine %s without %s: got %v; want exit code %d", c.engine, c.without, err, exitFailed)
+		}
+		for _, s := range c.want {
+			if !strings.Contains(string(out), s) {
+				t.Errorf("engine %s without %s: got\n%s\nwant %q in it", c.engine, c.without, out, s)
+			}
+		}
+		w.serves(vip)
+	}
+	config, err := readConfig(w.config())
+	w.must(err)
+	w.must(execute("--cleanup", "--config", w.config()))
+	if noted(config) {
+		t.Error("after --cleanup the state directory says that the kernel serves")
+	}
+}
+
 func TestCheckEngine(t *testing.T) {
 	if os.Getenv(envIsolated) == "" || os.Getuid() != 0 {
 		lbtest.Lacking(t, "a network namespace is needed")
@@ -162,14 +253,15 @@ func TestChooseEngine(t *testing.T) {
 	logs, seen := observer.New(zap.InfoLevel)
 	c := DefaultConfig()
 	c.Engine = engineAuto
-	if c = chooseEngine(c, zap.New(logs)); c.Engine != engineNftables {
-		t.Errorf("auto with every right: got %s; want nftables", c.Engine)
+	c, err := chooseEngine(c, zap.New(logs))
+	if err != nil || c.Engine != engineNftables {
+		t.Errorf("auto with every right: got %s, %v; want nftables", c.Engine, err)
 	}
 	if entries := seen.All(); len(entries) != 1 || entries[0].ContextMap()["reason"] == "" {
 		t.Errorf("log of the choice: got %v; want one line that says why", entries)
 	}
 	c.Engine = engineProxy
-	if c = chooseEngine(c, zap.NewNop()); c.Engine != engineProxy {
-		t.Errorf("proxy: got %s; want it left alone", c.Engine)
+	if c, err = chooseEngine(c, zap.NewNop()); err != nil || c.Engine != engineProxy {
+		t.Errorf("proxy: got %s, %v; want it left alone", c.Engine, err)
 	}
 }

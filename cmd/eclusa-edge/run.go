@@ -49,7 +49,9 @@ func run(ctx context.Context, c Config) error {
 		return err
 	}
 
-	c = chooseEngine(c, log)
+	if c, err = chooseEngine(c, log); err != nil {
+		return err
+	}
 
 	// An upgrade may be asked for at any time, and must not end the program.
 	u := newUpgrades(c, systemd, log)
@@ -212,9 +214,12 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 	// flows before Run, so nobody is told before e is set.
 	var e *edge.Edge
 	own := ownAddresses(announcer)
-	p.engine = newEngine(c, log, own, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, err error) {
+	p.engine, err = newEngine(c, log, own, func(owner lb.Owner, check lb.CheckID, node lb.NodeName, err error) {
 		e.DialFailed(owner.Cluster, check, node, err)
 	})
+	if err != nil {
+		return err
+	}
 	policies := make(map[lb.Cluster]lb.Policy, len(c.Clusters))
 	for _, cluster := range c.Clusters {
 		policies[lb.Cluster(cluster.Name)] = cluster.policy()
@@ -227,6 +232,11 @@ func (p *parts) newEdge(c Config, announcer edge.Announcer, systemd *supervisor,
 		EndsWithSuccessor: os.Getpid() != 1, Pulse: systemd.pulse, Log: log,
 	})
 	p.edge = e
+	if err == nil && c.Engine == engineNftables {
+		if err := noteKernel(c); err != nil {
+			log.Warn("it cannot be noted that the kernel serves; another engine without rights would not know", zap.Error(err))
+		}
+	}
 	return err
 }
 

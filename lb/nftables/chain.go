@@ -37,8 +37,9 @@ const (
 	ofNAT    = "nat"
 	ofFilter = "filter"
 
-	// bypassMark is on the engine's own packets.
-	bypassMark = 0xec0000ff
+	// bypassMark is on the engine's own packets. It is of no kind: others may copy a
+	// connection's mark to its packets.
+	bypassMark = 0xeb0000ff
 	// hashSeed is the same everywhere, so that a client that comes through another
 	// edge gets the same member.
 	hashSeed = 0xec105a
@@ -106,24 +107,42 @@ func (t timeouts) name() string {
 // chain is the name of the chain that gives them to a connection.
 func (t timeouts) chain() string { return "idle_" + t.name() }
 
-func (w *batch) addTimeouts(t timeouts) {
-	const (
-		l3, l4, values = 1, 2, 3
-	)
+func (w *batch) addTimeouts(t timeouts) { w.timeouts(t, t.states()) }
+
+func (w *batch) timeouts(t timeouts, states []int) {
 	w.message(unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, fmt.Sprintf("add timeouts %q", t.name()), func() {
 		w.text(unix.NFTA_OBJ_TABLE, TableName)
 		w.text(unix.NFTA_OBJ_NAME, t.name())
 		w.u32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_CT_TIMEOUT)
 		w.nest(unix.NFTA_OBJ_DATA, func() {
-			w.u16(l3, uint16(t.version.proto))
-			w.u8(l4, t.protocol)
-			w.nest(values, func() {
-				for i, s := range t.states() {
+			w.u16(timeoutsVersion, uint16(t.version.proto))
+			w.u8(timeoutsProtocol, t.protocol)
+			w.nest(timeoutsValues, func() {
+				for i, s := range states {
 					w.u32(uint16(i+1), uint32(s))
 				}
 			})
 		})
 	})
+}
+
+// The attributes of such an object.
+const (
+	timeoutsVersion  = 1
+	timeoutsProtocol = 2
+	timeoutsValues   = 3
+)
+
+// are tells whether the object that the kernel has is like this one. An engine of
+// another version may have made it.
+func (t timeouts) are(object []byte) bool {
+	values := attribute(object, timeoutsValues)
+	for i, s := range t.states() {
+		if be32(attribute(values, uint16(i+1))) != uint32(s) {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *batch) deleteTimeouts(name string) {

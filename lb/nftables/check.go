@@ -34,7 +34,7 @@ type Item struct {
 func Check(o Options) []Item {
 	e := New(o)
 	items := e.checkRules()
-	items = append(items, checkRaw())
+	items = append(items, checkRaw(), checkBuffer())
 	if slices.ContainsFunc(items, func(i Item) bool { return i.Missing }) {
 		return items // the rest depends on them
 	}
@@ -45,7 +45,7 @@ func Check(o Options) []Item {
 	}
 	items = append(items, checkTracking())
 	items = append(items, e.checkSources()...)
-	return append(items, checkOthers()...)
+	return append(items, checkOthers(o.Direct)...)
 }
 
 // checkNeighbour tells whether settings are left alone because of kube-proxy.
@@ -128,6 +128,29 @@ func checkRaw() Item {
 	}
 	r.close()
 	return Item{Name: name, Detail: "can be opened, so that connections of members that are gone can be reset"}
+}
+
+// checkBuffer tells how much may be sent to the kernel at once, which a table is.
+func checkBuffer() Item {
+	const (
+		name = "send buffer"
+		// enough is more than the largest table takes.
+		enough = 32 << 20
+	)
+	s, err := dial()
+	if err != nil {
+		return Item{Name: name, Doubtful: true, Detail: err.Error()}
+	}
+	defer s.close()
+	forced := s.allow(enough)
+	size, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	switch {
+	case err != nil:
+		return Item{Name: name, Doubtful: true, Detail: err.Error()}
+	case size < enough:
+		return Item{Name: name, Doubtful: true, Detail: fmt.Sprintf("may have %d kB (%v), and the kernel gets a table in one piece, with about 1 kB for each address and port; %s", size>>10, forced, largerBuffers)}
+	}
+	return Item{Name: name, Detail: fmt.Sprintf("may have %d kB, so that the kernel gets a table in one piece", size>>10)}
 }
 
 func checkSetting(f finding, kept bool) Item {

@@ -33,6 +33,9 @@ var directCases = []struct {
 	{"ChangeFromNAT", directFromNAT},
 	{"BehindRouter", directBehindRouter},
 	{"LeavesNoTrace", directLeavesNoTrace},
+	{"TableOutlivesDirect", tableOutlivesDirect},
+	{"TableLosesChains", tableLosesChains},
+	{"CleanupTellsClients", cleanupTellsClients},
 }
 
 // directServes: members see the client, both are used, connections stay where they

@@ -91,7 +91,9 @@ type Engine struct {
 	swept   time.Time
 	cost    time.Duration // of the last look at all flows
 	cuts    []cutFlow
-	unclean bool // counters of routes that are forgotten are left
+	unclean bool      // counters of routes that are forgotten are left
+	clients int       // remembered at the last look
+	purgeAt time.Time // when those are looked through again; zero if they need not
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
 	closedTo map[*version]error
@@ -264,7 +266,10 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	e.state = p.next
 	e.numbers.keep(e.state)
 	if len(p.affinity) > 0 {
-		e.purgeClients(p.affinity)
+		e.purgeHomes(setOf(p.affinity))
+	}
+	if len(p.affinity) > 0 || p.rehomed || begins {
+		e.purgeClients(p.now)
 	}
 	if len(p.soon) > 0 {
 		e.soon = few(append(e.soon, p.soon...))
@@ -366,6 +371,14 @@ func (e *Engine) sourceElements() []element {
 // immutable makes a comparison of all of it needless.
 func sameMap[K comparable, V any](a, b map[K]V) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
+
+func setOf[T comparable](all []T) map[T]bool {
+	set := make(map[T]bool, len(all))
+	for _, t := range all {
+		set[t] = true
+	}
+	return set
 }
 
 func isNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }

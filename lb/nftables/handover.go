@@ -72,7 +72,7 @@ func (e *Engine) Resume() error {
 	if e.closed || !e.handed {
 		return errors.New("resume: nothing was handed over")
 	}
-	e.handed, e.inForce = false, false
+	e.handed, e.inForce, e.purgeAt = false, false, time.Now()
 	if e.rules == nil {
 		return nil
 	}

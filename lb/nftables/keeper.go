@@ -87,6 +87,9 @@ func (e *Engine) keepWatch() {
 	defer e.keeper.Done()
 	timer := time.NewTimer(lookInterval)
 	defer timer.Stop()
+	for _, i := range checkOthers(e.opts.Direct) {
+		e.log.Warn(i.Name + ": " + i.Detail)
+	}
 	var cleaned time.Time
 	for {
 		select {
@@ -101,6 +104,7 @@ func (e *Engine) keepWatch() {
 
 // attend does what is due and returns when something will be next.
 func (e *Engine) attend(cleaned *time.Time) time.Duration {
+	e.purgeDue()
 	e.sweepDue()
 	e.mu.Lock()
 	defer e.mu.Unlock()

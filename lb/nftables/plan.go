@@ -68,6 +68,7 @@ type plan struct {
 	deleted  map[string][]element
 	added    map[string][]element
 	affinity []netip.Addr // members that remembered clients must not go to any more
+	rehomed  bool         // remembered clients of a route have another pool
 	// homes are the routes whose clients are remembered from now on.
 	homes map[mark]*route
 	// soon are the flows among which some have to end at once; later tells that some
@@ -371,6 +372,7 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		}
 	}
 	r.make()
+	p.rehomed = p.rehomed || spec.AffinityFor > 0 && (was == nil || was.pool != pool.id)
 	if was != nil && was.spec.AffinityFor == 0 && spec.AffinityFor > 0 {
 		p.homes[r.id] = r
 	}

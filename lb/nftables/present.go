@@ -1,7 +1,9 @@
 package nftables
 
 import (
+	"bytes"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 
@@ -13,12 +15,12 @@ type present struct {
 	table    bool
 	sets     map[string]*set
 	chains   map[string]string // types of base chains, empty for others
-	timeouts map[string]bool
-	digest   string // of the rules
+	timeouts map[string][]byte // what they are
+	digest   string            // of the rules
 }
 
 func newPresent() *present {
-	return &present{sets: make(map[string]*set), chains: make(map[string]string), timeouts: make(map[string]bool)}
+	return &present{sets: make(map[string]*set), chains: make(map[string]string), timeouts: make(map[string][]byte)}
 }
 
 // fits tells whether the sets that are there are those that are wanted. Those of
@@ -50,31 +52,33 @@ func (h *hook) String() string { return fmt.Sprintf("%s %d %d", h.kind, h.number
 // deleteOthers deletes sets, chains and objects that nobody wants.
 func (p *present) deleteOthers(w *batch, s *state, sets []*set) {
 	chains, wanted := byName(s.chains), make(map[string]bool)
-	for _, name := range slices.Sorted(maps.Keys(p.chains)) {
-		if chains[name] == nil {
-			w.flushChain(name)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(p.chains)) {
-		if chains[name] == nil {
-			w.deleteChain(name)
-		}
-	}
 	for _, set := range sets {
 		wanted[set.name] = true
-	}
-	for _, name := range slices.Sorted(maps.Keys(p.sets)) {
-		if !wanted[name] {
-			w.deleteSet(name)
-		}
 	}
 	for t := range s.shape.timeouts {
 		wanted[t.name()] = true
 	}
-	for _, name := range slices.Sorted(maps.Keys(p.timeouts)) {
-		if !wanted[name] {
-			w.deleteTimeouts(name)
-		}
+	lost := func(names iter.Seq[string], known func(name string) bool) []string {
+		return slices.DeleteFunc(slices.Sorted(names), known)
+	}
+	lostChains := lost(maps.Keys(p.chains), func(name string) bool { return chains[name] != nil })
+	lostSets := lost(maps.Keys(p.sets), func(name string) bool { return wanted[name] })
+	// Elements go to chains, and chains to each other, so the kernel lets nothing go
+	// that is not empty first.
+	for _, name := range lostSets {
+		w.flushSet(name)
+	}
+	for _, name := range lostChains {
+		w.flushChain(name)
+	}
+	for _, name := range lostChains {
+		w.deleteChain(name)
+	}
+	for _, name := range lostSets {
+		w.deleteSet(name)
+	}
+	for _, name := range lost(maps.Keys(p.timeouts), func(name string) bool { return wanted[name] }) {
+		w.deleteTimeouts(name)
 	}
 }
 
@@ -111,7 +115,7 @@ func (s *socket) present() (*present, error) {
 	}
 	if err := s.list(unix.NFT_MSG_GETOBJ, unix.NFTA_OBJ_TABLE, func(body []byte) {
 		if text(attribute(body, unix.NFTA_OBJ_TABLE)) == TableName && be32(attribute(body, unix.NFTA_OBJ_TYPE)) == unix.NFT_OBJECT_CT_TIMEOUT {
-			p.timeouts[text(attribute(body, unix.NFTA_OBJ_NAME))] = true
+			p.timeouts[text(attribute(body, unix.NFTA_OBJ_NAME))] = bytes.Clone(attribute(body, unix.NFTA_OBJ_DATA))
 		}
 	}); err != nil {
 		return nil, fmt.Errorf("list objects: %w", err)

@@ -73,12 +73,8 @@ func (e *Engine) difference(s *state, present *present, anew bool) (*batch, erro
 			w.addSet(set, uint32(i+1))
 		}
 	}
-	for _, t := range sorted(s.shape.timeouts, timeouts.name) {
-		if !present.timeouts[t.name()] {
-			w.addTimeouts(t)
-		}
-	}
-	if e.digest == "" || present.digest != e.digest || !sameChains(e.state.chains, s.chains) {
+	renewed := w.correctTimeouts(s, present)
+	if renewed || e.digest == "" || present.digest != e.digest || !sameChains(e.state.chains, s.chains) {
 		for _, c := range s.chains {
 			w.addChain(c)
 		}
@@ -92,6 +88,26 @@ func (e *Engine) difference(s *state, present *present, anew bool) (*batch, erro
 	}
 	present.deleteOthers(w, s, e.sets(s))
 	return w, nil
+}
+
+// correctTimeouts adds the objects that are missing, and makes those anew that are
+// wrong, for which the rules that refer to them have to be written again.
+func (w *batch) correctTimeouts(s *state, present *present) (renewed bool) {
+	for _, t := range sorted(s.shape.timeouts, timeouts.name) {
+		have, there := present.timeouts[t.name()]
+		if there && t.are(have) {
+			continue
+		}
+		if there {
+			if _, referred := present.chains[t.chain()]; referred {
+				w.flushChain(t.chain())
+			}
+			w.deleteTimeouts(t.name())
+			renewed = true
+		}
+		w.addTimeouts(t)
+	}
+	return renewed
 }
 
 func sameChains(a, b []*chain) bool { return slices.EqualFunc(a, b, (*chain).equal) }

@@ -204,6 +204,13 @@ func (w *batch) describe(s *set) {
 	})
 }
 
+func (w *batch) flushSet(name string) {
+	w.message(unix.NFT_MSG_DELSETELEM, 0, fmt.Sprintf("flush set %q", name), func() {
+		w.text(unix.NFTA_SET_ELEM_LIST_TABLE, TableName)
+		w.text(unix.NFTA_SET_ELEM_LIST_SET, name)
+	})
+}
+
 func (w *batch) deleteSet(name string) {
 	w.message(unix.NFT_MSG_DELSET, 0, fmt.Sprintf("delete set %q", name), func() {
 		w.text(unix.NFTA_SET_TABLE, TableName)

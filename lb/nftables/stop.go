@@ -2,10 +2,13 @@ package nftables
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -96,6 +99,31 @@ func (e *Engine) busy() bool {
 	return err != nil || open
 }
 
+// Left tells whether an engine has left something in the kernel, by which traffic goes
+// on. An error tells that this is not known, or, if there is something, that [Cleanup]
+// could not take it away.
+func Left() (found bool, err error) {
+	steered, steeredErr := steersAnything()
+	rules, err := dial()
+	if err != nil {
+		return steered, errors.Join(err, steeredErr)
+	}
+	defer rules.close()
+	p, err := rules.present()
+	if err != nil {
+		return steered, errors.Join(err, steeredErr)
+	}
+	if !p.table && !steered {
+		return false, steeredErr
+	}
+	raw, err := openRaw()
+	if err != nil {
+		return true, err
+	}
+	raw.close()
+	return true, nil
+}
+
 // Cleanup deletes what an engine has left in the kernel, and cuts the connections
 // that still go through it. It tells what there was.
 func Cleanup(log *zap.Logger) (found bool, err error) {
@@ -134,8 +162,51 @@ func unsteerAll() (found bool, err error) {
 	return s.prune(nil)
 }
 
-// remove cuts all connections and deletes the table.
+// steersAnything tells whether the kernel has routing rules of an engine.
+func steersAnything() (bool, error) {
+	var s steering
+	defer s.close()
+	if err := s.open(); err != nil {
+		return false, err
+	}
+	for _, v := range versions {
+		present, err := s.rules(v)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // the machine has no such family
+		}
+		if err != nil || len(present.all) > 0 {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// takeNobody lets the table take no connection any more: whoever comes reaches this
+// machine itself, which may serve in another way by now.
+func takeNobody(rules *socket, p *present) error {
+	w := newBatch()
+	for _, name := range []string{"prerouting", "output", "direct", "stranded"} {
+		if _, there := p.chains[name]; there {
+			w.flushChain(name)
+		}
+	}
+	return rules.commit(w)
+}
+
+// remove takes no connection any more, cuts those that are open, and deletes the
+// table.
 func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
+	p, err := rules.present()
+	if err != nil || !p.table {
+		return err
+	}
+	var direct []directFlow
+	if err := rules.readFlows(func(f directFlow) { direct = append(direct, f) }); err != nil {
+		return err
+	}
+	if err := takeNobody(rules, p); err != nil {
+		return err
+	}
 	var gone []flow
 	if err := tracking.flows(func(f *flow) { gone = append(gone, *f) }); err != nil {
 		return err
@@ -150,15 +221,17 @@ func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 			cut++
 		}
 	}
+	for _, f := range direct {
+		if f.frontend.Protocol == lb.TCP {
+			raw.send(versionOf(f.frontend.Addr), netip.AddrPortFrom(f.frontend.Addr, f.frontend.Port), f.client)
+			cut++
+		}
+	}
 	if cut > 0 {
 		log.Info("connections are reset, since the engine is withdrawn", zap.Int("connections", cut))
 		wait := time.NewTimer(settle)
 		defer wait.Stop()
 		<-wait.C
-	}
-	p, err := rules.present()
-	if err != nil || !p.table {
-		return err
 	}
 	w := newBatch()
 	w.deleteTable()

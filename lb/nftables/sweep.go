@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -272,54 +271,9 @@ func (e *Engine) provokeAgain(now time.Time) {
 	e.cuts = left
 }
 
-// purgeClients lets the table forget which clients went to members that take no
-// new connections any more.
-func (e *Engine) purgeClients(members []netip.Addr) {
-	gone := make(map[netip.Addr]bool, len(members))
-	for _, a := range members {
-		gone[a] = true
-	}
-	e.purgeHomes(gone)
-	for _, v := range versions {
-		if !e.state.affine(v) {
-			continue
-		}
-		var wrong []element
-		if err := e.rules.read("clients"+v.suffix, func(f found) {
-			if a, ok := netip.AddrFromSlice([]byte(f.data)); ok && gone[a] && !e.serves(f.key, a) {
-				wrong = append(wrong, element{set: "clients" + v.suffix, key: f.key})
-			}
-		}); err != nil {
-			e.log.Error("clients of members that are gone cannot be read", zap.Error(err))
-			continue
-		}
-		e.deleteQuietly("clients"+v.suffix, wrong)
-	}
-}
-
-// serves tells whether a member takes new connections of a route.
-func (e *Engine) serves(key string, a netip.Addr) bool {
-	r := e.byID[hostMark([]byte(key))]
-	if r == nil || !r.deadline.IsZero() {
-		return false
-	}
-	b, ok := e.state.pools[r.spec.Group].members[a]
-	return ok && b.State == lb.Active
-}
-
-// affine tells whether any route remembers clients.
-func (s *state) affine(v *version) bool {
-	for a := range s.shape.affinities {
-		if a.version == v {
-			return true
-		}
-	}
-	return false
-}
-
 // deleteQuietly deletes elements that packets have made, some of which may have
-// ended by themselves meanwhile.
-func (e *Engine) deleteQuietly(set string, all []element) {
+// ended by themselves meanwhile. It returns false if some are left.
+func (e *Engine) deleteQuietly(set string, all []element) bool {
 	for len(all) > 0 {
 		n := min(len(all), maxElements)
 		w := newBatch()
@@ -335,8 +289,9 @@ func (e *Engine) deleteQuietly(set string, all []element) {
 		case !isNotFound(err):
 			e.log.Error("elements of the kernel's table cannot be deleted; it is tried again", zap.String("set", set), zap.Error(err))
 			e.unclean = true
-			return
+			return false
 		}
 		all = all[n:]
 	}
+	return true
 }

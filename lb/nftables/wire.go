@@ -190,13 +190,27 @@ func (s *socket) send(b []byte) error {
 			return err
 		}
 	}
-	if need := len(b) + len(b)/2 + 64<<10; need > s.max {
-		// Without the privilege the plain limit holds, which suffices for little.
-		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, need); err == nil {
-			s.max = need
-		}
+	if need := len(b) + len(b)/2 + 64<<10; need > s.max && s.allow(need) == nil {
+		s.max = need
 	}
-	return os.NewSyscallError("send to netfilter", unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	if errors.Is(err, unix.EMSGSIZE) {
+		return fmt.Errorf("send %d kB to netfilter at once: %w: %s", len(b)>>10, err, largerBuffers)
+	}
+	return os.NewSyscallError("send to netfilter", err)
+}
+
+// largerBuffers is what helps against a buffer that is too small.
+const largerBuffers = "raise net.core.wmem_max of the machine to 33554432, or give the program CAP_NET_ADMIN outside of all user namespaces"
+
+// allow makes room for messages of a size. Without the privilege the machine's limit
+// holds, and an error tells so.
+func (s *socket) allow(need int) error {
+	err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, need)
+	if err != nil {
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, need)
+	}
+	return err
 }
 
 // errInterrupted tells that what was dumped changed meanwhile.

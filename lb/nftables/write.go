@@ -66,11 +66,12 @@ func (p *plan) growChains(w *batch) bool {
 func (p *plan) shrinkChains(w *batch) {
 	was, next := p.was.shape, p.next.shape
 	after := byName(p.next.chains)
-	for _, c := range p.was.chains {
-		if after[c.name] == nil {
-			w.flushChain(c.name)
-			w.deleteChain(c.name)
-		}
+	gone := slices.DeleteFunc(slices.Clone(p.was.chains), func(c *chain) bool { return after[c.name] != nil })
+	for _, c := range gone {
+		w.flushChain(c.name) // of all before the first goes, since they go to each other
+	}
+	for _, c := range gone {
+		w.deleteChain(c.name)
 	}
 	for l := range was.mostLimits() {
 		if !next.mostLimits()[l] {
