@@ -86,6 +86,7 @@ type load struct {
 	mu       sync.Mutex
 	started  time.Time
 	latency  []time.Duration
+	slowest  time.Time // when the slowest was begun
 	failures []failure
 	nodes    map[string]int
 }
@@ -134,6 +135,9 @@ func (l *load) once(from *lab.Host, at netip.AddrPort) {
 		return
 	}
 	l.nodes[a.node]++
+	if took > worst(l.latency) {
+		l.slowest = begun
+	}
 	l.latency = append(l.latency, took)
 }
 
@@ -159,8 +163,9 @@ func (l *load) stop(t *testing.T) {
 		t.Error("the load made no request")
 		return
 	}
-	t.Logf("load: %d requests in %.1f s answered by %v, %d failed, median %s, worst %s", len(l.latency)+len(l.failures),
-		time.Since(l.started).Seconds(), l.nodes, len(l.failures), median(l.latency).Round(100*time.Microsecond), worst(l.latency).Round(100*time.Microsecond))
+	t.Logf("load: %d requests in %.1f s answered by %v, %d failed, median %s, worst %s, begun after %.1f s", len(l.latency)+len(l.failures),
+		time.Since(l.started).Seconds(), l.nodes, len(l.failures), median(l.latency).Round(100*time.Microsecond), worst(l.latency).Round(100*time.Microsecond),
+		l.slowest.Sub(l.started).Seconds())
 	for i, f := range l.failures {
 		if i == 10 {
 			t.Errorf("... and %d failures more", len(l.failures)-i)
