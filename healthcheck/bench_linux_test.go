@@ -21,7 +21,7 @@ func TestMemory(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector's bookkeeping is measured too")
 	}
-	const n, most = 100_000, 12 << 20 // of which Go makes twice as much before it collects garbage
+	const n, most = 100_000, 11 << 20 // of which Go makes twice as much before it collects garbage
 	set := whole(targets(n, Spec{Interval: sec(10)}))
 	before := heapBytes()
 	c := New(Options{Budget: 10_000})

@@ -81,7 +81,10 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 		_, served := config.LoadBalancers[uid]
 		if l, ok := known.LoadBalancers[uid]; ok && !served {
 			newest := w.Config.LoadBalancers[uid]
-			l.Pool, l.Members, l.MemberFamilies = newest.Pool, newest.Members, newest.MemberFamilies
+			l.Pool, l.Members = newest.Pool, newest.Members
+			if l.Direct() == newest.Direct() { // only connections of the edge's own can be of another family
+				l.MemberFamilies = newest.MemberFamilies
+			}
 			good.add(uid, withNodePorts(l, w.nodePorts(uid)), newest.Addresses, info)
 		}
 	}

@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/eclusa-lb/eclusa/api/v1alpha1"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -228,4 +230,87 @@ func TestFreedNodePortIsLeft(t *testing.T) {
 		s.settle()
 		same(t, "ports of which the node port is the Service's still", s.on("e", "web"), "443")
 	}
+}
+
+// TestLastGoodKeepsItsFamilies withholds from an edge what is to be forwarded another
+// way: the families of members are of the way that the edge goes on with.
+func TestLastGoodKeepsItsFamilies(t *testing.T) {
+	nat := config(1, 1, 1).LoadBalancers[uid(0)]
+	nat.Addresses = append(nat.Addresses, netip.MustParseAddr("2001:db8::1"))
+	nat.MemberFamilies = []lb.Family{lb.IPv4}
+	direct := nat
+	direct.Forwarding, direct.MemberFamilies = lb.ForwardDirect, nil
+	hashed := nat
+	hashed.Algorithm = lb.SourceHash
+	of := func(l lb.LoadBalancer) lb.Config {
+		c := config(1, 0, 1)
+		c.LoadBalancers[uid(0)] = l
+		return c
+	}
+	able := []lb.Capability{lb.CapIPv4, lb.CapIPv6, lb.CapRoundRobin, lb.CapTCP}
+	for _, tt := range []struct {
+		name          string
+		known, newest lb.LoadBalancer
+		can           lb.Capability
+	}{
+		{"from NAT to direct", nat, direct, lb.CapFamilyTranslation},
+		{"from direct to NAT", direct, hashed, lb.CapDirect},
+	} {
+		w := Wanted{Config: of(tt.newest), NodePorts: map[lb.UID][]uint16{uid(0): {30080}}}
+		got, withheld, _ := compose(w, lb.Info{Capabilities: append(able, tt.can)}, of(tt.known))
+		if len(withheld) != 1 {
+			t.Errorf("%s: withheld are %v; want the newest version", tt.name, withheld)
+		}
+		same(t, tt.name, got.LoadBalancers[uid(0)], tt.known)
+	}
+}
+
+// TestPortOfLastGoodIsGivenUp has another Service want a port that the newest version
+// of one does without, which edges cannot serve: they give it up where they listen.
+func TestPortOfLastGoodIsGivenUp(t *testing.T) {
+	s := shareOne(t, []string{"e1", "e2"}, onPorts("x", 80, 443), ofNamespace("other", onPorts("y", 8080)))
+	s.edit("x", func(svc *v1.Service) {
+		svc.Spec.Ports[1].Port = 444                               // and the node port stays
+		annotated(AnnotationAlgorithm, string(lb.SourceHash))(svc) // which edges here cannot do
+	})
+	s.settle()
+	same(t, "ports of x as before", s.on("e1", "x"), "80 443")
+
+	pause := func(paused bool) {
+		e := s.world.Edges[1].DeepCopy()
+		e.Spec.Paused = paused
+		s.stamp(e, 1)
+		s.world.Edges = []*v1alpha1.Edge{s.world.Edges[0], e}
+	}
+	s.lost["e2"] = true
+	s.pass(1, time.Second)
+	s.edit("y", toPorts(8080, 443))
+	s.settle()
+	same(t, "ports of y while e2 is lost", s.on("e1", "y"), "8080")
+	delete(s.lost, "e2")
+	pause(true)
+	s.settle()
+	same(t, "ports of y while e2 is paused", s.on("e1", "y"), "8080")
+	pause(false)
+	s.settle()
+	for _, edge := range []string{"e1", "e2"} {
+		same(t, "ports of x on "+edge, s.on(edge, "x"), "80")
+		same(t, "ports of y on "+edge, s.on(edge, "y"), "8080 443")
+	}
+	same(t, "status of y", told(s.service("y")), "192.0.2.7 Proxy 8080/TCP 443/TCP")
+}
+
+// TestRemovedLastGoodIsWaitedFor deletes a Service of which an edge holds an older
+// version: the edge may have reason not to remove it at once.
+func TestRemovedLastGoodIsWaitedFor(t *testing.T) {
+	s := shareOne(t, []string{"e"}, onPorts("x", 443), onPorts("z", 80), ofNamespace("other", onPorts("y", 8080)))
+	s.edit("x", annotated(AnnotationAlgorithm, string(lb.SourceHash)))
+	s.settle()
+	same(t, "ports of x as before", s.on("e", "x"), "443")
+	s.remove("x")
+	s.edit("y", toPorts(8080, 443))
+	s.pass(1, time.Second)
+	same(t, "listeners of y before the edge has let go", len(s.wanted["e"].Config.LoadBalancers["uid-y"].Listeners), 1)
+	s.settle()
+	same(t, "ports of y", s.on("e", "y"), "8080 443")
 }

@@ -136,7 +136,7 @@ func (s *subject) portsTold(a netip.Addr) (ports []ipam.PortKey, any bool) {
 		}
 		any = any || len(in.Ports) > 0
 		for _, p := range in.Ports {
-			if ptr.Deref(p.Error, "") != Prefix+portInUse {
+			if e := ptr.Deref(p.Error, ""); e != Prefix+portInUse && e != Prefix+portWithoutNodePort {
 				ports = append(ports, ipam.PortKey{Protocol: lb.Protocol(strings.ToLower(string(p.Protocol))), Port: uint16(p.Port)}) //nolint:gosec // the API server bounds ports
 			}
 		}

@@ -189,13 +189,25 @@ func (r *round) reserve() map[netip.Addr]ipam.Reserved {
 	for _, edge := range sortedNames(r.live) {
 		for uid, l := range r.Fleet[edge].Holds.LoadBalancers {
 			for _, a := range l.Addresses {
-				if holders := r.shelf.holders[a]; len(holders) > 1 || len(holders) == 1 && holders[0].uid != uid {
-					out = r.reserveOn(out, a, edge, uid, l)
+				holders := r.shelf.holders[a]
+				his := slices.ContainsFunc(holders, func(s *subject) bool { return s.uid == uid })
+				if len(holders) == 0 || his && (len(holders) == 1 || r.givesUp(edge, uid)) {
+					continue
 				}
+				out = r.reserveOn(out, a, edge, uid, l)
 			}
 		}
 	}
 	return out
+}
+
+// givesUp says whether an edge lets go of a port in the moment in which another
+// Service is to have it, and not before: it goes on with an older version of the load
+// balancer, since it cannot do what the newest needs, and takes what it is told.
+func (r *round) givesUp(edge string, uid lb.UID) bool {
+	st := r.Fleet[edge]
+	_, withheld := st.Withheld[uid]
+	return withheld && st.Connected && st.Known && st.Problem == "" && !r.live[edge].Spec.Paused
 }
 
 // reserveOn notes what an edge holds of an address for a Service whose it is not.

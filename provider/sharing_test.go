@@ -444,3 +444,23 @@ func TestNoNewPortOnTheWayOut(t *testing.T) {
 		t.Errorf("the status says %q; want the address it asked for", got)
 	}
 }
+
+// TestPortWithoutNodePortIsNoProof lets an older Service get a node port for a port
+// that a younger one is served on, while no edge tells whose it is.
+func TestPortWithoutNodePortIsNoProof(t *testing.T) {
+	older := onPorts("older", 80, 53)
+	older.Spec.Ports[1].NodePort = 0
+	s := shareOne(t, []string{"e"}, older, ofNamespace("other", onPorts("younger", 53)))
+	same(t, "ports of the older one", s.on("e", "older"), "80")
+	same(t, "ports of the younger one", s.on("e", "younger"), "53")
+	s.lost["e"] = true
+	s.restart()
+	s.edit("older", toPorts(80, 53))
+	s.pass(3, 40*time.Second)
+	same(t, "status of the older one", told(s.service("older")), "192.0.2.7 Proxy 80/TCP 53/TCP=eclusa.io/PortInUse")
+	same(t, "status of the younger one", told(s.service("younger")), "192.0.2.7 Proxy 53/TCP")
+	clear(s.lost)
+	s.settle()
+	same(t, "ports of the older one in the end", s.on("e", "older"), "80")
+	same(t, "ports of the younger one in the end", s.on("e", "younger"), "53")
+}
