@@ -240,12 +240,18 @@ func (o *served) change(t *testing.T, f func(*corev1.Service)) {
 	o.update(t, o.ns, o.name, f)
 }
 
-// is waits until the Condition has the status, wants every word in its message,
-// and returns it.
+// is waits until the Condition has the status and every word in its message, and
+// returns it.
 func (o *served) is(t *testing.T, kind string, status metav1.ConditionStatus, words ...string) metav1.Condition {
 	t.Helper()
-	cond := o.condition(t, o.ns, o.name, kind, status)
-	wantWords(t, "condition "+kind, cond.Message, words)
+	var cond metav1.Condition
+	eventually(t, 20*time.Second, func() error {
+		cond = o.condition(t, o.ns, o.name, kind, status)
+		if lacking := missing(cond.Message, words); len(lacking) > 0 {
+			return fmt.Errorf("condition %s says %q, want it to name %q", kind, cond.Message, lacking)
+		}
+		return nil
+	})
 	return cond
 }
 

@@ -125,11 +125,7 @@ func (w *world) engine(from, to string) {
 // kernel, of which nothing is left, and connections through that are reset.
 func TestProxyAfterKernel(t *testing.T) {
 	w, p, _, _ := kernelWorld(t)
-	var open net.Conn
-	var err error
-	w.inNodes(func() { open, err = net.DialTimeout("tcp", vip, 2*time.Second) })
-	w.must(err)
-	defer open.Close()
+	open := w.open(vip)
 	w.must(p.Process.Signal(syscall.SIGTERM))
 	w.must(p.wait(t, 5*time.Second))
 	w.engine(engineNftables, engineProxy)
@@ -145,20 +141,70 @@ func TestProxyAfterKernel(t *testing.T) {
 
 	second := w.start()
 	w.ready()
+	w.replaced(c, open)
+	w.must(second.Process.Signal(syscall.SIGTERM))
+	w.must(second.wait(t, 5*time.Second))
+}
+
+// TestProxyReplacesKernel: a process with the other engine takes over from one that
+// runs; who comes meanwhile is served.
+func TestProxyReplacesKernel(t *testing.T) {
+	w, p, c, epoch := kernelWorld(t)
+	open := w.open(vip)
+	w.engine(engineNftables, engineProxy)
+	second := w.start()
+	for serving := true; serving; {
+		w.serves(vip)
+		select {
+		case <-p.ended:
+			w.must(p.err)
+			serving = false
+		default:
+		}
+	}
+	config, err := readConfig(w.config())
+	w.must(err)
+	w.replaced(config, open)
+	w.set(c, epoch, service(2))
+	w.serves(vip)
+	// There is no way back while it runs.
+	w.engine(engineProxy, engineNftables)
+	third := w.start()
+	if err := third.wait(t, 5*time.Second); err == nil {
+		t.Error("a process with the engine nftables has taken over from one with the proxy; want it refused")
+	}
+	w.serves(vip)
+	w.must(second.Process.Signal(syscall.SIGTERM))
+	w.must(second.wait(t, 5*time.Second))
+}
+
+// open opens a connection that waits.
+func (w *world) open(addr string) net.Conn {
+	w.t.Helper()
+	var c net.Conn
+	var err error
+	w.inNodes(func() { c, err = net.DialTimeout("tcp", addr, 2*time.Second) })
+	w.must(err)
+	w.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// replaced checks that the program serves in place of the kernel, through which a
+// connection was open.
+func (w *world) replaced(c Config, open net.Conn) {
+	w.t.Helper()
 	w.serves(vip)
 	w.must(open.SetReadDeadline(time.Now().Add(5 * time.Second)))
 	if _, err := open.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("a connection through the kernel: got %v; want a reset", err)
+		w.t.Errorf("a connection through the kernel: got %v; want a reset", err)
 	}
-	tables, err := exec.CommandContext(t.Context(), "nft", "list", "tables").CombinedOutput()
+	tables, err := exec.CommandContext(w.t.Context(), "nft", "list", "tables").CombinedOutput()
 	if err != nil || strings.Contains(string(tables), "eclusa") {
-		t.Errorf("tables beside the engine proxy: got %q, %v; want none of eclusa", tables, err)
+		w.t.Errorf("tables beside the engine proxy: got %q, %v; want none of eclusa", tables, err)
 	}
 	if noted(c) {
-		t.Error("the state directory says that the kernel serves still")
+		w.t.Error("the state directory says that the kernel serves still")
 	}
-	w.must(second.Process.Signal(syscall.SIGTERM))
-	w.must(second.wait(t, 5*time.Second))
 }
 
 // TestKernelCannotBeReplaced: who may not end what the kernel does does not start

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +102,22 @@ type replacing struct {
 
 	mu   sync.Mutex // guards what follows
 	over bool       // the kernel does not serve any more
+}
+
+// Adopt takes what a process before hands over: nothing if it had the other engine.
+func (e *replacing) Adopt(ctx context.Context, receive func() (lb.Parcel, error)) error {
+	first, err := receive()
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	taken := false
+	return e.Engine.Adopt(ctx, func() (lb.Parcel, error) {
+		if taken {
+			return receive()
+		}
+		taken = true
+		return first, err
+	})
 }
 
 // Set sets the table, and then ends what the kernel does: connections are taken by

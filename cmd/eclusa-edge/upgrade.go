@@ -207,13 +207,14 @@ func (u *upgrades) giveTo(ctx context.Context, c *handover.Conn, h handover.Hell
 		return false
 	}
 	defer u.busy.Unlock()
-	if h.Engine != u.config.Engine {
+	toProxy := u.config.Engine == engineNftables && h.Engine == engineProxy
+	if h.Engine != u.config.Engine && !toProxy {
 		c.Refuse(fmt.Errorf("it has the engine %q and the new process %q: stop it and start the other", u.config.Engine, h.Engine))
 		return false
 	}
-	log.Info("another process asks for the place of this one")
+	log.Info("another process asks for the place of this one", zap.String("engine", h.Engine))
 	start := time.Now()
-	g := &giver{upgrades: u, log: log, start: start, successor: h.Version, duplicates: make(map[*gate]int)}
+	g := &giver{upgrades: u, log: log, start: start, successor: h.Version, toProxy: toProxy, duplicates: make(map[*gate]int)}
 	if err := c.Give(ctx, g); err != nil {
 		text := err.Error()
 		u.failure.Store(&text)
@@ -323,6 +324,7 @@ type giver struct {
 	log        *zap.Logger
 	start      time.Time
 	successor  string // its version
+	toProxy    bool   // it is another engine, beside which the kernel serves until it does
 	paused     *edge.Paused
 	duplicates map[*gate]int // descriptors of the gates that are paused
 	handedOver time.Time     // zero before the sockets were touched
@@ -382,6 +384,9 @@ func (g *giver) closeDuplicates() []*gate {
 func (g *giver) HandOver(ctx context.Context, send func([]byte, []int) error) error {
 	g.handedOver = time.Now()
 	return g.engine.HandOver(ctx, func(p lb.Parcel) error {
+		if g.toProxy {
+			return nil // of no use to it
+		}
 		g.parcels++
 		g.files += len(p.Files)
 		return send(p.Data, p.Files)
@@ -393,6 +398,11 @@ func (g *giver) Resume() {
 	if !g.handedOver.IsZero() {
 		if err := g.engine.Resume(); err != nil {
 			g.log.Error("some sockets cannot be used any more; they are opened again", zap.Error(err))
+		}
+		if g.toProxy { // the other process may have removed the note
+			if err := noteKernel(g.config); err != nil {
+				g.log.Warn("it cannot be noted that the kernel serves", zap.Error(err))
+			}
 		}
 	}
 	for _, gate := range g.closeDuplicates() {
