@@ -45,7 +45,10 @@ func Check(o Options) []Item {
 	}
 	items = append(items, checkTracking())
 	items = append(items, e.checkSources()...)
-	return append(items, checkOthers()...)
+	if o.Direct {
+		items = append(items, checkSteering()...)
+	}
+	return append(items, checkOthers(o.Direct)...)
 }
 
 // checkNeighbour tells whether settings are left alone because of kube-proxy.

@@ -78,6 +78,7 @@ func (e *Engine) closeSockets() {
 		e.raw = nil
 	}
 	e.direct.steering.close()
+	e.direct.watch.close()
 }
 
 // keepWatch sees to what has to happen without a Set: connections that have
@@ -102,6 +103,7 @@ func (e *Engine) keepWatch() {
 // attend does what is due and returns when something will be next.
 func (e *Engine) attend(cleaned *time.Time) time.Duration {
 	e.sweepDue()
+	e.watchSteering(time.Now())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {

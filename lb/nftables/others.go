@@ -10,7 +10,11 @@ import (
 )
 
 // checkOthers looks for rules of others that drop what is forwarded.
-func checkOthers() []Item {
+func checkOthers(direct bool) []Item {
+	accept := "it must accept those to and from members (ct mark and 0xff000000 == 0xec000000)"
+	if direct {
+		accept += "; with forwarding direct, which connection tracking does not see, those to nodes (meta mark and 0xff000000 == 0xef000000) and those from the addresses of load balancers"
+	}
 	s, err := dial()
 	if err != nil {
 		return nil
@@ -27,8 +31,8 @@ func checkOthers() []Item {
 		if h != nil && be32(attribute(h, unix.NFTA_HOOK_HOOKNUM)) == hookForward && policy != nil && be32(policy) == verdictDrop {
 			items = append(items, Item{
 				Name: "rules of others", Doubtful: true,
-				Detail: fmt.Sprintf("the chain %q of the table %q drops forwarded packets that it does not know; it must accept those to and from members (ct mark and 0xff000000 == 0xec000000)",
-					text(attribute(body, unix.NFTA_CHAIN_NAME)), text(attribute(body, unix.NFTA_CHAIN_TABLE))),
+				Detail: fmt.Sprintf("the chain %q of the table %q drops forwarded packets that it does not know; %s",
+					text(attribute(body, unix.NFTA_CHAIN_NAME)), text(attribute(body, unix.NFTA_CHAIN_TABLE)), accept),
 			})
 		}
 	})
