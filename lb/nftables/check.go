@@ -45,6 +45,9 @@ func Check(o Options) []Item {
 	}
 	items = append(items, checkTracking())
 	items = append(items, e.checkSources()...)
+	if o.Direct {
+		items = append(items, checkSteering()...)
+	}
 	return append(items, checkOthers(o.Direct)...)
 }
 

@@ -15,28 +15,39 @@ import (
 
 const (
 	// maxGateways is to how many members of a family packets are routed as they are,
-	// since each has a routing table.
+	// since each has an ip rule and a routing table. As many more may have left a
+	// while ago.
 	maxGateways = 256
-	// linksLast is how long it is believed on which link an address is.
-	linksLast = 2 * time.Second
+	// gatewayNumbers are the bits in which marks of members differ. Those from 0x200
+	// to 0x8000 are not among them, since others on the machine look at these.
+	gatewayNumbers mark = 0x0001ffff
+	// linkLost is how long an address may be on no link before it counts: a link may
+	// go down for a moment, and health checks tell of members that are gone.
+	linkLost = 3 * time.Second
 )
 
 // direct is what the engine keeps in mind about routes whose packets are routed to
 // members as they are.
 type direct struct {
 	steering steering
+	watch    steering // the keeper's own, to look with while mu is free
+	trouble  trouble
+	told     string                   // what the log was last told of it
 	routes   map[lb.Frontend]lb.Route // the table's that groups was made of
 	groups   map[lb.GroupID]bool      // those that such routes use
 	links    map[netip.Addr]link
-	looked   time.Time
-	numbers  map[netip.Addr]mark // of members
+	lost     map[netip.Addr]time.Time // on a link once, and since when not
+	numbers  map[netip.Addr]mark      // of members
 	// leaving are members that no group has any more, with when the last flows to
-	// them end.
+	// them end; swept is when the last look at all flows began.
 	leaving map[netip.Addr]time.Time
+	swept   time.Time
 	without map[lb.GroupID]*lb.MembersError
 	nobody  map[lb.GroupID]bool // none of its members can be used
 	cuts    []directCut
-	active  bool // the kernel may have rules
+	active  bool          // the kernel may have rules
+	kept    map[mark]bool // those that it has at most
+	checked time.Time     // the kernel's rules and routes
 }
 
 // directGroup names the part of a group to which packets can be routed.
@@ -54,8 +65,9 @@ func ours(r lb.Route) lb.Route {
 }
 
 // withDirect returns the table with the groups of members to which packets can be
-// routed, and finds out whom that leaves out.
-func (e *Engine) withDirect(t lb.Table, now time.Time) (lb.Table, error) {
+// routed, brings the kernel's routing in line before any packet gets the mark of a new
+// one, and finds out whom that leaves out.
+func (e *Engine) withDirect(t lb.Table, now time.Time) lb.Table {
 	d := &e.direct
 	if d.routes == nil || !sameMap(d.routes, t.Routes) {
 		d.routes, d.groups = t.Routes, make(map[lb.GroupID]bool)
@@ -67,14 +79,18 @@ func (e *Engine) withDirect(t lb.Table, now time.Time) (lb.Table, error) {
 	}
 	d.without, d.nobody = make(map[lb.GroupID]*lb.MembersError), make(map[lb.GroupID]bool)
 	if len(d.groups) == 0 && len(d.numbers) == 0 {
-		return t, nil
+		return t
 	}
-	if err := d.number(t, e.state, now); err != nil {
-		return t, err
+	if until := d.number(t, e.state, now); !until.IsZero() {
+		e.sweepAt(until)
 	}
+	e.steer()
 	groups := maps.Clone(t.Groups)
 	for id := range d.groups {
 		all := t.Groups[id].Backends
+		if d.trouble.obstacles[versionOfFamily(id.Family)] != "" {
+			all = nil
+		}
 		within := make([]lb.Backend, 0, len(all))
 		without := make(map[lb.NodeName]string)
 		for _, b := range all {
@@ -89,77 +105,138 @@ func (e *Engine) withDirect(t lb.Table, now time.Time) (lb.Table, error) {
 		}
 		groups[directGroup(id)] = lb.Group{Backends: within}
 	}
-	return lb.Table{Routes: t.Routes, Groups: groups}, nil
+	return lb.Table{Routes: t.Routes, Groups: groups}
 }
 
-// number gives all members of such groups that are on a link their numbers.
-func (d *direct) number(t lb.Table, s *state, now time.Time) error {
+// number gives all members of such groups that are on a link their numbers. It
+// returns when flows have to be looked at, so that a number can be given again.
+func (d *direct) number(t lb.Table, s *state, now time.Time) (until time.Time) {
 	wanted := make(map[netip.Addr]bool)
 	for id := range d.groups {
 		for _, b := range t.Groups[id].Backends {
 			wanted[b.Addr] = true
 		}
 	}
-	if err := d.look(wanted, now); err != nil {
-		return err
-	}
-	longest := lb.DefaultDrainTimeout
-	for drain := range s.drains {
-		longest = max(longest, drain)
-	}
-	for a := range d.numbers {
-		switch until, leaves := d.leaving[a]; {
-		case wanted[a]:
-			delete(d.leaving, a)
-		case !leaves:
-			d.leaving[a] = now.Add(longest)
-		case now.After(until):
-			delete(d.numbers, a)
-			delete(d.leaving, a)
-		}
-	}
-	taken := make(map[mark]bool)
-	for _, m := range d.numbers {
+	d.look(wanted, now)
+	until = d.release(wanted, s, now)
+	taken, many := make(map[mark]bool), make(map[*version]int)
+	for a, m := range d.numbers {
 		taken[m] = true
+		if wanted[a] {
+			many[versionOf(a)]++
+		}
 	}
 	for _, a := range slices.SortedFunc(maps.Keys(wanted), netip.Addr.Compare) {
-		if d.numbers[a] != 0 || d.links[a].why != "" {
+		v := versionOf(a)
+		if d.numbers[a] != 0 || d.links[a].why != "" || many[v] >= maxGateways {
 			continue
 		}
-		for n := range mark(maxGateways) {
-			if m := gatewayMark(versionOf(a), n); !taken[m] {
+		for n := range mark(2 * maxGateways) {
+			if m := gatewayMark(v, n); !taken[m] {
 				d.numbers[a], taken[m] = m, true
+				many[v]++
 				break
 			}
 		}
 	}
-	return nil
+	return until
+}
+
+// release takes numbers back of members that no group has any more, when no flow goes
+// to them for certain. It returns when that is, for those that have just left.
+func (d *direct) release(wanted map[netip.Addr]bool, s *state, now time.Time) (until time.Time) {
+	longest := now.Add(lb.DefaultDrainTimeout)
+	for drain := range s.drains {
+		longest = later(longest, now.Add(drain))
+	}
+	for _, r := range s.leaving {
+		longest = later(longest, r.deadline)
+	}
+	for a := range d.numbers {
+		switch over, leaves := d.leaving[a]; {
+		case wanted[a]:
+			delete(d.leaving, a)
+		case !leaves:
+			d.leaving[a], until = longest, longest
+		case now.After(over) && (d.swept.After(over) || !s.shape.steers()):
+			delete(d.numbers, a)
+			delete(d.leaving, a)
+			delete(d.links, a)
+		}
+	}
+	return until
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // gatewayMark is on packets to a member, which the two families number apart.
 func gatewayMark(v *version, n mark) mark {
+	m := ofGateway | n/maxGateways<<16 | n%maxGateways
 	if v == v6 {
-		n |= maxGateways
+		m |= maxGateways
 	}
-	return ofGateway | n
+	return m
 }
 
-// look finds out on which links addresses are, unless that was done a moment ago.
-func (d *direct) look(addrs map[netip.Addr]bool, now time.Time) error {
-	fresh := now.Sub(d.looked) < linksLast
-	for a := range addrs {
-		_, known := d.links[a]
-		fresh = fresh && known
+// version returns the family of a member's mark.
+func (m mark) version() *version {
+	if m&maxGateways != 0 {
+		return v6
 	}
-	if fresh || len(addrs) == 0 {
-		return nil
+	return v4
+}
+
+// look finds out on which links addresses are of which that is not known. The keeper
+// looks again at those of which it is.
+func (d *direct) look(wanted map[netip.Addr]bool, now time.Time) {
+	unknown := make(map[netip.Addr]bool)
+	note := func(a netip.Addr) {
+		if d.links[a].index == 0 {
+			unknown[a] = true
+		}
 	}
-	links, err := d.steering.links(addrs)
-	if err != nil {
-		return err
+	for a := range wanted {
+		note(a)
 	}
-	d.links, d.looked = links, now
-	return nil
+	for a := range d.numbers {
+		note(a)
+	}
+	if len(unknown) > 0 {
+		d.found(d.steering.links(unknown), now)
+	}
+	for a := range d.links {
+		if !wanted[a] && d.numbers[a] == 0 {
+			delete(d.links, a)
+			delete(d.lost, a)
+		}
+	}
+}
+
+// found notes on which links addresses are, and tells whether anything has changed.
+func (d *direct) found(links map[netip.Addr]link, now time.Time) (changed bool) {
+	for a, l := range links {
+		was := d.links[a]
+		if l.why == "" || was.index == 0 {
+			changed = changed || was != l
+			d.links[a] = l
+			delete(d.lost, a)
+			continue
+		}
+		since, lost := d.lost[a]
+		switch {
+		case !lost:
+			d.lost[a] = now
+		case now.Sub(since) >= linkLost:
+			d.links[a], changed = l, true
+			delete(d.lost, a)
+		}
+	}
+	return changed
 }
 
 // refuses says why no packets can be routed to a member.
@@ -168,20 +245,27 @@ func (d *direct) refuses(a netip.Addr) string {
 		return why
 	}
 	if d.numbers[a] == 0 {
-		return fmt.Sprintf("forwarding direct has at most %d nodes of a family", maxGateways)
+		return fmt.Sprintf("forwarding direct has at most %d nodes of a family, and as many that were removed a while ago", maxGateways)
 	}
-	return ""
+	return d.trouble.faults[a]
 }
 
 // complain adds what is wrong with frontends of such routes: nobody can serve them,
 // or not all that should.
 func (d *direct) complain(refused map[lb.Frontend]error, routes map[lb.Frontend]lb.Route) {
-	if len(d.without) == 0 {
+	if len(d.without)+len(d.trouble.obstacles) == 0 {
 		return
 	}
 	for f, r := range routes {
+		if !r.Direct || refused[f] != nil {
+			continue
+		}
+		if why := d.trouble.obstacles[versionOfFamily(r.Group.Family)]; why != "" {
+			refused[f] = fmt.Errorf("serve %s: forwarding direct cannot work here: %s: %w", f, why, lb.ErrUnsupported)
+			continue
+		}
 		without := d.without[r.Group]
-		if !r.Direct || without == nil || refused[f] != nil {
+		if without == nil {
 			continue
 		}
 		refused[f] = without

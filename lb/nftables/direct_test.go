@@ -331,7 +331,7 @@ func directBehindRouter(r *directRig) {
 func directLeavesNoTrace(r *directRig) {
 	six := map[lb.Family]string{lb.IPv4: "-4", lb.IPv6: "-6"}[r.family]
 	rules := func() string {
-		return listing(r, "ip", six, "rule") + listing(r, "ip", six, "route", "show", "table", "all", "proto", fmt.Sprint(routeProtocol))
+		return listing(r, "ip", six, "rule") + r.steered()
 	}
 	for _, command := range []string{"rule add pref 105 fwmark 0x77 lookup 77", "route add blackhole default table 77"} {
 		listing(r, append([]string{"ip", six}, strings.Fields(command)...)...)
@@ -346,8 +346,8 @@ func directLeavesNoTrace(r *directRig) {
 	r.mustSet()
 	r.mustAsk(r.dial(f))
 	with := rules()
-	if !strings.Contains(with, "lookup local") || strings.Contains(with, "0:\tfrom all lookup local\n") && strings.HasPrefix(with, "0:") {
-		r.Errorf("rules while packets are routed:\n%s\nwant the local table behind those of members", with)
+	if !strings.HasPrefix(with, "1:\tnot from all fwmark 0xef000000/0xff000000 goto 4\n2:\t") || !strings.Contains(with, "3:\tfrom all fwmark 0xef000000/0xff000000 blackhole\n4:\tfrom all lookup local") {
+		r.Errorf("rules while packets are routed:\n%s\nwant those of members, one that drops, and then the local table, before all others", with)
 	}
 	delete(r.table.Routes, f)
 	if err := r.engine.Shutdown(r.Context()); err != nil {

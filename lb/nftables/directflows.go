@@ -95,7 +95,11 @@ func (e *Engine) sweepDirect(now time.Time) {
 		return
 	}
 	e.failed(err, now)
-	e.failed(e.endDirect(over, now), now)
+	ended := e.endDirect(over, now)
+	e.failed(ended, now)
+	if err == nil && ended == nil {
+		e.direct.swept = now
+	}
 	for _, r := range e.state.leaving {
 		if !now.Before(r.deadline) {
 			e.failed(e.expire(now), now)
@@ -161,47 +165,6 @@ func (e *Engine) expire(now time.Time) error {
 		return fmt.Errorf("forget removed routes: %w", err)
 	}
 	e.adopt(p, false)
-	return nil
-}
-
-// steer brings the kernel's routing in line before packets get the marks of new
-// members. Callers hold mu.
-func (e *Engine) steer() error {
-	d := &e.direct
-	if len(d.groups) == 0 && len(d.numbers) == 0 {
-		return nil
-	}
-	if err := d.steering.add(d.gateways(), e.opts.KeepSysctls, e.log); err != nil {
-		return fmt.Errorf("forwarding direct: %w", err)
-	}
-	return nil
-}
-
-// unsteer takes away what no packet has the mark of any more.
-func (e *Engine) unsteer() {
-	d := &e.direct
-	if !d.active && len(d.numbers) == 0 {
-		return
-	}
-	d.active = len(d.numbers) > 0
-	if _, err := d.steering.prune(d.gateways()); err != nil {
-		e.log.Error("routing rules of members that are gone cannot be deleted; it is tried again", zap.Error(err))
-	}
-}
-
-// learn takes over the numbers that a process before has given.
-func (d *direct) learn(s *socket) error {
-	d.numbers, d.leaving = make(map[netip.Addr]mark), make(map[netip.Addr]time.Time)
-	d.active = true // there may be rules
-	for _, v := range versions {
-		if err := s.read("gateways"+v.suffix, func(f found) {
-			if a, ok := netip.AddrFromSlice([]byte(f.key)); ok && hostMark([]byte(f.data)).kind() == ofGateway {
-				d.numbers[a] = hostMark([]byte(f.data))
-			}
-		}); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 

@@ -154,7 +154,7 @@ func addressed(name string, link, end int) error {
 	}
 	for _, f := range []lb.Family{lb.IPv4, lb.IPv6} {
 		p := rigAddr(f, link, end)
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		addr := &netlink.Addr{IPNet: ipNetIn(p)}
 		if f == lb.IPv6 {
 			addr.Flags = unix.IFA_F_NODAD
 		}
@@ -413,6 +413,31 @@ func (r *directRig) begin() {
 		}
 	}
 	r.engine = New(Options{Log: zaptest.NewLogger(r), Direct: true})
+}
+
+// ip runs the program ip for the family, and returns what it prints.
+func (r *directRig) ip(arguments string) string {
+	r.Helper()
+	return listing(r, append([]string{"ip", r.flag()}, strings.Fields(arguments)...)...)
+}
+
+func (r *directRig) flag() string {
+	if r.family == lb.IPv6 {
+		return "-6"
+	}
+	return "-4"
+}
+
+// steered returns the routes of the engine's tables.
+func (r *directRig) steered() string {
+	r.Helper()
+	var own []string
+	for _, line := range strings.Split(r.ip("route show table all"), "\n") {
+		if strings.Contains(line, " table 154664") || strings.Contains(line, " table 154667") {
+			own = append(own, line)
+		}
+	}
+	return strings.Join(own, "\n")
 }
 
 // listing returns what a command prints.

@@ -66,7 +66,7 @@ var typeOfSlots = typeOf("00040000 00000104 01000000 033a0004 0d000000 01320014 
 // directSets are the sets that only routes of this kind need.
 func directSets() []*set {
 	all := []*set{
-		marks("members", 0),
+		marks("members", 0), settingsSetOf(),
 		{name: "slots", flags: setMap, keyType: concat(typeMark, typeInteger), keyLen: 8, dataType: typeMark, dataLen: 4, userData: typeOfSlots},
 	}
 	for _, v := range versions {

@@ -81,10 +81,19 @@
 // resets, and their clients are provoked.
 //
 // The rules lie before the one for the machine's own addresses, which the engine
-// moves behind them, since load balancers' addresses are among those. Rules, tables
-// and routes of the engine have the protocol 236; [Cleanup] takes them away. Answers
-// that come back through this machine have a source that is its own: links to members
-// get accept_local=1 and rp_filter=2.
+// moves behind them, since load balancers' addresses are among those. They have the
+// priorities 1 to 4, before all others: all packets but those for members go on at 4;
+// at 2 is a rule for each member; at 3 packets are dropped for which there is no way,
+// since a program of this machine must not get them; at 4 is the one for the machine's
+// own addresses. Where somebody else has a rule before these, or has moved that one,
+// such routes are refused. The keeper looks once a second whether rules, routes and
+// settings of links are there, and restores them. Their protocol is the kernel's:
+// systemd-networkd deletes what has another.
+//
+// Answers that come back through this machine have a source that is its own: links to
+// members get accept_local=1 and rp_filter=2. What they had before is in set
+// link_settings. When the last such route has gone everything is put back, as [Cleanup]
+// does.
 //
 // # What it cannot do
 //

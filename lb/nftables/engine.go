@@ -41,8 +41,8 @@ type Options struct {
 	// is an error of the first Set, or is logged if the engine can do without.
 	KeepSysctls bool
 	// Direct lets the engine route packets to members as they are. While a route
-	// asks for that, rules of its own come before the machine's ip rules, and that for
-	// local addresses comes after them.
+	// asks for that, ip rules of its own with the priorities 1 to 4 come before all
+	// others; that for local addresses is the last of them.
 	Direct bool
 	// OwnAddresses, unless nil, tells the addresses of the machine itself. On those
 	// the engine refuses nothing: the machine's own services may listen there.
@@ -82,18 +82,20 @@ type Engine struct {
 
 	numbers numbers
 	direct  direct
-	former  map[lb.GroupID]map[netip.Addr]departed // of another process, until the first Set
-	retired map[retiredKey]*route
-	byID    map[mark]*route    // those of state and the retired ones
-	orphans map[mark]time.Time // marks of flows that nobody knows, with when they end
-	sweeps  []time.Time        // when flows have to be looked at
-	soon    []selector         // which of them at once
-	swept   time.Time
-	cost    time.Duration // of the last look at all flows
-	cuts    []cutFlow
-	unclean bool      // counters of routes that are forgotten are left
-	clients int       // remembered at the last look
-	purgeAt time.Time // when those are looked through again; zero if they need not
+	// keepSettings tells whether the kernel's are left alone.
+	keepSettings bool
+	former       map[lb.GroupID]map[netip.Addr]departed // of another process, until the first Set
+	retired      map[retiredKey]*route
+	byID         map[mark]*route    // those of state and the retired ones
+	orphans      map[mark]time.Time // marks of flows that nobody knows, with when they end
+	sweeps       []time.Time        // when flows have to be looked at
+	soon         []selector         // which of them at once
+	swept        time.Time
+	cost         time.Duration // of the last look at all flows
+	cuts         []cutFlow
+	unclean      bool      // counters of routes that are forgotten are left
+	clients      int       // remembered at the last look
+	purgeAt      time.Time // when those are looked through again; zero if they need not
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
 	closedTo map[*version]error
@@ -176,17 +178,12 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 		e.numbers.recall(t.Routes)
 	}
 	now, routes := time.Now(), t.Routes
-	if t, err = e.withDirect(t, now); err != nil {
-		return nil, fmt.Errorf("set a table: %w", err)
-	}
+	t = e.withDirect(t, now)
 	p := e.plan(t, own, now)
 	if begins { // there may be connections of a process before
 		p.soon = append(p.soon, selector{})
 	}
 	if err := e.bringHome(p); err != nil {
-		return nil, fmt.Errorf("set a table: %w", err)
-	}
-	if err := e.steer(); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
 	if err := e.carryOut(p); err != nil {

@@ -78,6 +78,7 @@ func (e *Engine) closeSockets() {
 		e.raw = nil
 	}
 	e.direct.steering.close()
+	e.direct.watch.close()
 }
 
 // keepWatch sees to what has to happen without a Set: connections that have
@@ -106,6 +107,7 @@ func (e *Engine) keepWatch() {
 func (e *Engine) attend(cleaned *time.Time) time.Duration {
 	e.purgeDue()
 	e.sweepDue()
+	e.watchSteering(time.Now())
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {

@@ -37,6 +37,7 @@ type state struct {
 	leaving          map[lb.Frontend]*route
 	directs, sparing map[lb.GroupID]bool
 	gateways         map[netip.Addr]mark
+	settings         map[string]element // of links, as they were
 }
 
 func newState() *state {
@@ -97,6 +98,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 		// Only members have changed, which is the usual case.
 		p.changePools()
 		p.setGateways()
+		p.setSettings()
 		return p
 	}
 	p.setRoutes(t.Routes)
@@ -111,6 +113,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 	p.changeVIPs()
 	next.shape = e.shapeOf(next)
 	next.chains = next.shape.chains()
+	p.setSettings()
 	return p
 }
 

@@ -189,6 +189,9 @@ func (e *Engine) eachElement(s *state, f func(element)) {
 			f(el)
 		}
 	}
+	for _, el := range s.settings {
+		f(el)
+	}
 	for _, el := range e.sourceElements() {
 		f(el)
 	}

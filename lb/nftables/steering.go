@@ -6,31 +6,30 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
-// The engine's own ranges. A packet with the mark of a member is routed by a table
-// that has nothing but the way to that member. The rules that say so must come
-// before the one for this machine's own addresses, which load balancers' addresses
-// usually are, so that one is moved behind them. All that is the engine's has its
-// protocol, and nothing else is touched.
+// A packet with the mark of a member is routed by a table that has nothing but the
+// way to that member. The ip rules that say so must come before the one for this
+// machine's own addresses, which load balancers' addresses usually are, so that one
+// is moved behind them. What is the engine's is known by priorities, marks and tables,
+// and nothing else is touched.
 const (
-	routeProtocol = 0xec
-	// firstTable is the number of the first routing table; there are two times
-	// maxGateways.
+	// steeringProtocol is that of the engine's ip rules and routes: what has another
+	// systemd-networkd takes away whenever it starts, unless its configuration has it.
+	steeringProtocol = unix.RTPROT_KERNEL
+	// firstTable is the number of the first routing table; that of a member follows
+	// from its mark.
 	firstTable = 0xec0000
-	// skipPriority lets packets without such a mark go on at localPriority.
-	skipPriority  = 100
-	firstPriority = 110
-	localPriority = firstPriority + 2*maxGateways
+	lastTable  = firstTable + int(gatewayNumbers)
 )
+
+func tableOf(m mark) int { return firstTable + int(m&gatewayNumbers) }
 
 // link is how an address is reached.
 type link struct {
@@ -46,13 +45,34 @@ type gateway struct {
 	link link
 }
 
-func (g gateway) number() int { return int(g.mark & maxID) }
-func (g gateway) table() int  { return firstTable + g.number() }
+func (g gateway) route() *netlink.Route {
+	return &netlink.Route{
+		Table: tableOf(g.mark), Dst: everyone(versionOf(g.addr)), Gw: g.addr.AsSlice(), LinkIndex: g.link.index,
+		Flags: int(netlink.FLAG_ONLINK), Protocol: steeringProtocol,
+	}
+}
+
+func everyone(v *version) *net.IPNet {
+	return &net.IPNet{IP: make(net.IP, v.length), Mask: net.CIDRMask(0, int(v.length)*8)}
+}
+
+// trouble is what keeps packets from being routed to members. Its zero value is none.
+type trouble struct {
+	obstacles map[*version]string   // to all members of a family
+	faults    map[netip.Addr]string // of one that was never reached
+	passing   []string              // of those that were
+}
+
+func (t trouble) any() bool { return len(t.obstacles)+len(t.faults)+len(t.passing) > 0 }
 
 // steering is the kernel's routing rules and tables of the engine.
 type steering struct {
-	handle *netlink.Handle
-	set    map[string]bool // links whose settings are right
+	handle   *netlink.Handle
+	sockets  map[int]*nl.SocketHandle
+	done     map[mark]gateway // to whom the way was made
+	broken   map[mark]bool    // and is not there any more
+	settings linkSettings
+	warned   map[string]bool // settings of links about which the log has been told
 }
 
 func (s *steering) open() error {
@@ -63,308 +83,371 @@ func (s *steering) open() error {
 	if err != nil {
 		return fmt.Errorf("netlink socket for routes: %w", err)
 	}
-	s.handle, s.set = h, make(map[string]bool)
+	own, err := nl.Subscribe(unix.NETLINK_ROUTE)
+	if err != nil {
+		h.Close()
+		return fmt.Errorf("netlink socket for ip rules: %w", err)
+	}
+	s.handle, s.sockets = h, map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: own}}
+	if s.done == nil {
+		s.done, s.broken, s.warned = make(map[mark]gateway), make(map[mark]bool), make(map[string]bool)
+	}
 	return nil
 }
 
 func (s *steering) close() {
 	if s.handle != nil {
 		s.handle.Close()
+		s.sockets[unix.NETLINK_ROUTE].Close()
 		s.handle = nil
 	}
 }
 
 // links tells of addresses on which link they are.
-func (s *steering) links(addrs map[netip.Addr]bool) (map[netip.Addr]link, error) {
-	if err := s.open(); err != nil {
-		return nil, err
-	}
-	names := make(map[int]string)
+func (s *steering) links(addrs map[netip.Addr]bool) map[netip.Addr]link {
 	found := make(map[netip.Addr]link, len(addrs))
+	err := s.open()
+	names := make(map[int]string)
 	for a := range addrs {
-		routes, err := s.handle.RouteGet(a.AsSlice())
-		switch {
-		case err != nil:
-			found[a] = link{why: fmt.Sprintf("there is no way to %s: %v", a, err)}
-			continue
-		case len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST:
-			found[a] = link{why: fmt.Sprintf("%s is no other machine's address", a)}
-			continue
-		case routes[0].Gw != nil:
-			found[a] = link{why: fmt.Sprintf("%s is behind the router %s: with forwarding direct nodes must be on a link of the edge", a, routes[0].Gw)}
+		if err != nil {
+			found[a] = link{why: err.Error()}
 			continue
 		}
-		index := routes[0].LinkIndex
-		if names[index] == "" {
-			l, err := s.handle.LinkByIndex(index)
-			if err != nil {
-				return nil, fmt.Errorf("link %d of %s: %w", index, a, err)
-			}
-			names[index] = l.Attrs().Name
-		}
-		found[a] = link{index: index, name: names[index]}
+		found[a] = s.link(a, names)
 	}
-	return found, nil
+	return found
+}
+
+func (s *steering) link(a netip.Addr, names map[int]string) link {
+	routes, err := s.handle.RouteGet(a.AsSlice())
+	switch {
+	case err != nil:
+		return link{why: fmt.Sprintf("there is no way to %s: %v", a, err)}
+	case len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST:
+		return link{why: fmt.Sprintf("%s is no other machine's address", a)}
+	case routes[0].Gw != nil:
+		return link{why: fmt.Sprintf("%s is behind the router %s: with forwarding direct nodes must be on a link of the edge", a, routes[0].Gw)}
+	}
+	index := routes[0].LinkIndex
+	if names[index] == "" {
+		l, err := s.handle.LinkByIndex(index)
+		if err != nil {
+			return link{why: fmt.Sprintf("link %d of %s: %v", index, a, err)}
+		}
+		names[index] = l.Attrs().Name
+	}
+	return link{index: index, name: names[index]}
+}
+
+// has tells whether nothing is to be done for the gateways, as far as is known.
+func (s *steering) has(gateways []gateway) bool {
+	for _, g := range gateways {
+		if s.done[g.mark] != g || s.broken[g.mark] {
+			return false
+		}
+	}
+	return true
 }
 
 // add makes whatever is missing for the gateways.
-func (s *steering) add(gateways []gateway, keep bool, log *zap.Logger) error {
-	if err := s.open(); err != nil {
-		return err
-	}
-	for _, g := range gateways {
-		if err := s.prepare(g.link.name, keep, log); err != nil {
-			return err
-		}
-	}
+func (s *steering) add(gateways []gateway, keep bool, log *zap.Logger) trouble {
+	t := trouble{obstacles: make(map[*version]string), faults: make(map[netip.Addr]string)}
 	for _, v := range versions {
 		own := of(v, gateways)
 		if len(own) == 0 {
 			continue
 		}
-		if err := s.addRoutes(v, own); err != nil {
-			return err
-		}
-		if err := s.addRules(v, own); err != nil {
-			return err
+		if err := s.addVersion(v, own, &t, keep, log); err != nil {
+			for _, g := range own {
+				s.fail(&t, g, err)
+			}
 		}
 	}
-	return nil
+	return t
 }
 
 func of(v *version, gateways []gateway) []gateway {
 	return slices.DeleteFunc(slices.Clone(gateways), func(g gateway) bool { return versionOf(g.addr) != v })
 }
 
-func (s *steering) addRoutes(v *version, gateways []gateway) error {
-	present, err := s.routes(v)
-	if err != nil {
+// fail notes why there is no way to a member. One that was served goes on to be:
+// what is wrong may pass, and health checks tell whether it matters.
+func (s *steering) fail(t *trouble, g gateway, err error) {
+	if s.done[g.mark].addr == g.addr {
+		s.broken[g.mark] = true
+		t.passing = append(t.passing, err.Error())
+		return
+	}
+	t.faults[g.addr] = err.Error()
+}
+
+func (s *steering) addVersion(v *version, gateways []gateway, t *trouble, keep bool, log *zap.Logger) error {
+	if err := s.open(); err != nil {
 		return err
 	}
-	for _, g := range gateways {
-		want := g.route()
-		have, there := present[g.table()]
-		if there && have.Gw.Equal(want.Gw) && have.LinkIndex == want.LinkIndex {
-			continue
-		}
-		if err := s.handle.RouteReplace(want); err != nil {
-			return fmt.Errorf("route to %s on %s: %w", g.addr, g.link.name, err)
-		}
-	}
-	return nil
-}
-
-func (g gateway) route() *netlink.Route {
-	all := &net.IPNet{IP: make(net.IP, g.addr.BitLen()/8), Mask: net.CIDRMask(0, g.addr.BitLen())}
-	return &netlink.Route{
-		Table: g.table(), Dst: all, Gw: g.addr.AsSlice(), LinkIndex: g.link.index,
-		Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
-	}
-}
-
-// routes returns the engine's routes of a family by their tables.
-func (s *steering) routes(v *version) (map[int]netlink.Route, error) {
-	all, err := s.handle.RouteListFiltered(int(v.af), &netlink.Route{Protocol: routeProtocol, Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	found := make(map[int]netlink.Route)
-	for _, r := range all {
-		if r.Table >= firstTable && r.Table < firstTable+2*maxGateways {
-			found[r.Table] = r
-		}
-	}
-	return found, nil
-}
-
-// addRules adds rules: before the one for own addresses is moved there must be
-// another, and before packets are sent around the others they must be there.
-func (s *steering) addRules(v *version, gateways []gateway) error {
 	present, err := s.rules(v)
 	if err != nil {
 		return err
 	}
-	wanted := []*netlink.Rule{localRule(v)}
-	for _, g := range gateways {
-		wanted = append(wanted, g.rule(v))
-	}
-	for _, r := range append(wanted, skipRule(v)) {
-		if present.own[r.Priority] {
-			continue
+	if why := present.obstacle(); why != "" {
+		t.obstacles[v] = why
+		if present.deaf() {
+			return s.addRule(localRule(v))
 		}
-		if err := s.handle.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("routing rule %d: %w", r.Priority, err)
-		}
-	}
-	if !present.local {
 		return nil
 	}
-	first := firstRule(v)
-	if err := s.handle.RuleDel(first); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("move the routing rule for this machine's addresses behind: %w", err)
+	var ready []gateway
+	ruled := make(map[mark]bool)
+	for _, g := range gateways {
+		if s.done[g.mark] != g || s.broken[g.mark] {
+			if err := s.addRoute(g, keep, log); err != nil {
+				s.fail(t, g, err)
+				ruled[g.mark] = s.done[g.mark].addr == g.addr
+				continue
+			}
+		}
+		ready, ruled[g.mark] = append(ready, g), true
+	}
+	maps.DeleteFunc(ruled, func(_ mark, yes bool) bool { return !yes })
+	if err := s.addRules(v, present, ruled); err != nil {
+		return err
+	}
+	for _, g := range ready {
+		s.done[g.mark] = g
+		delete(s.broken, g.mark)
 	}
 	return nil
 }
 
-func newRoutingRule(v *version, priority int) *netlink.Rule {
-	r := netlink.NewRule()
-	r.Family, r.Priority, r.Protocol = int(v.af), priority, routeProtocol
-	return r
-}
-
-// localRule is the one for this machine's own addresses, in its new place.
-func localRule(v *version) *netlink.Rule {
-	r := newRoutingRule(v, localPriority)
-	r.Table = unix.RT_TABLE_LOCAL
-	return r
-}
-
-// firstRule is the same in the place that the kernel gives it.
-func firstRule(v *version) *netlink.Rule {
-	r := netlink.NewRule()
-	r.Family, r.Priority, r.Table, r.Protocol = int(v.af), 0, unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL
-	return r
-}
-
-// skipRule spares other packets the rules of the members.
-func skipRule(v *version) *netlink.Rule {
-	r := newRoutingRule(v, skipPriority)
-	mask := uint32(kindMask)
-	r.Mark, r.Mask, r.Invert, r.Goto = uint32(ofGateway), &mask, true, localPriority
-	return r
-}
-
-func (g gateway) rule(v *version) *netlink.Rule {
-	r := newRoutingRule(v, firstPriority+g.number())
-	r.Mark, r.Table = uint32(g.mark), g.table()
-	return r
-}
-
-// rulesPresent is what the kernel has of a family.
-type rulesPresent struct {
-	own   map[int]bool // by priority
-	all   []netlink.Rule
-	local bool // the rule for own addresses is the first
-}
-
-func (s *steering) rules(v *version) (rulesPresent, error) {
-	p := rulesPresent{own: make(map[int]bool)}
-	all, err := s.handle.RuleList(int(v.af))
-	if err != nil {
-		return p, fmt.Errorf("list routing rules: %w", err)
-	}
-	for _, r := range all {
-		switch {
-		case r.Priority <= 0 && r.Table == unix.RT_TABLE_LOCAL && r.Mark == 0:
-			p.local = true
-		case r.Protocol == routeProtocol && r.Priority >= skipPriority && r.Priority <= localPriority:
-			p.own[r.Priority] = true
-			r.Family = int(v.af)
-			p.all = append(p.all, r)
+// addRoute makes the way to a member. It is not asked whether it is there, since the
+// kernel goes through the routes of everybody for that.
+func (s *steering) addRoute(g gateway, keep bool, log *zap.Logger) error {
+	if versionOf(g.addr) == v4 {
+		if err := s.prepare(g.link.name, keep, log); err != nil {
+			return err
 		}
 	}
-	return p, nil
+	if err := s.handle.RouteReplace(g.route()); err != nil {
+		return fmt.Errorf("route to %s on %s: %w", g.addr, g.link.name, err)
+	}
+	return nil
 }
 
-// prune takes away what is there for others than the gateways. Without any it
-// leaves everything as it was before the engine.
-func (s *steering) prune(gateways []gateway) (found bool, err error) {
+// addRules adds rules: before the one for own addresses is moved there must be
+// another, and before packets are sent around the others they must be there.
+func (s *steering) addRules(v *version, present ipRules, members map[mark]bool) error {
+	if len(members) == 0 {
+		return nil
+	}
+	var wanted []*netlink.Rule
+	if !present.moved {
+		wanted = append(wanted, localRule(v))
+	}
+	if !present.loses {
+		wanted = append(wanted, lostRule(v))
+	}
+	for _, m := range slices.Sorted(maps.Keys(members)) {
+		if !present.members[m] {
+			wanted = append(wanted, memberRule(v, m))
+		}
+	}
+	if !present.skips {
+		wanted = append(wanted, skipRule(v))
+	}
+	for _, r := range wanted {
+		if err := s.addRule(r); err != nil {
+			return err
+		}
+	}
+	if present.first {
+		if err := s.handle.RuleDel(firstRule(v)); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("move the ip rule for this machine's addresses behind: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *steering) addRule(r *netlink.Rule) error {
+	if err := s.handle.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add an ip rule of priority %d: %w", r.Priority, err)
+	}
+	return nil
+}
+
+// survey finds the gateways to which packets do not go any more. It changes nothing.
+func (s *steering) survey(gateways []gateway, keep bool) (wrong map[mark]bool, obstacles map[*version]string, err error) {
+	if err := s.open(); err != nil {
+		return nil, nil, err
+	}
+	wrong, obstacles = make(map[mark]bool), make(map[*version]string)
+	settled := make(map[string]bool) // links
+	for _, v := range versions {
+		own := of(v, gateways)
+		if len(own) == 0 {
+			continue
+		}
+		present, err := s.rules(v)
+		if err != nil {
+			return nil, nil, err
+		}
+		if why := present.obstacle(); why != "" {
+			obstacles[v] = why
+		}
+		whole := present.complete(own)
+		for _, g := range own {
+			if _, known := settled[g.link.name]; v == v4 && !known {
+				settled[g.link.name] = keep || rightSettings(g.link.name)
+			}
+			if !whole || v == v4 && !settled[g.link.name] || !s.leads(v, g) {
+				wrong[g.mark] = true
+			}
+		}
+	}
+	return wrong, obstacles, nil
+}
+
+// probes are addresses of nobody.
+var probes = map[*version]net.IP{v4: net.IPv4(192, 0, 2, 1), v6: net.ParseIP("2001:db8::1")}
+
+// leads tells whether the kernel would send packets with the mark of a member there.
+func (s *steering) leads(v *version, g gateway) bool {
+	r, ok := s.way(v, g.mark)
+	return ok && r.LinkIndex == g.link.index && r.Gw.Equal(g.addr.AsSlice())
+}
+
+// way returns the route that packets with a mark take, if it is in the table of that
+// mark.
+func (s *steering) way(v *version, m mark) (netlink.Route, bool) {
+	routes, err := s.handle.RouteGetWithOptions(probes[v], &netlink.RouteGetOptions{Mark: uint32(m), FIBMatch: true})
+	if err != nil || len(routes) != 1 || routes[0].Table != tableOf(m) {
+		return netlink.Route{}, false
+	}
+	return routes[0], true
+}
+
+// learn returns the members whose rules are there.
+func (s *steering) learn() (map[mark]netip.Addr, error) {
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	all := make(map[mark]netip.Addr)
+	for _, v := range versions {
+		present, err := s.rules(v)
+		if noFamily(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for m := range present.members {
+			if r, ok := s.way(v, m); ok {
+				if a, ok := netip.AddrFromSlice(r.Gw); ok && versionOf(a.Unmap()) == v {
+					all[m] = a.Unmap()
+				}
+			}
+		}
+	}
+	return all, nil
+}
+
+// noFamily tells whether the machine does not have an address family.
+func noFamily(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// prune takes away what is there for others than the members that are kept. Without
+// any it leaves everything as it was before the engine. If thorough it looks for
+// routes of which there are no rules.
+func (s *steering) prune(kept map[mark]bool, thorough bool) (found bool, err error) {
 	if err := s.open(); err != nil {
 		return false, err
 	}
 	var errs []error
 	for _, v := range versions {
-		some, err := s.pruneVersion(v, of(v, gateways))
+		some, err := s.pruneVersion(v, kept, thorough)
 		found = found || some
-		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-			continue // the machine has no such family
+		if !noFamily(err) {
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
+	}
+	if len(kept) == 0 && len(s.settings) > 0 {
+		found = true
+		errs = append(errs, s.settings.restore())
 	}
 	return found, errors.Join(errs...)
 }
 
-func (s *steering) pruneVersion(v *version, gateways []gateway) (found bool, err error) {
+func (s *steering) pruneVersion(v *version, kept map[mark]bool, thorough bool) (found bool, err error) {
 	present, err := s.rules(v)
 	if err != nil {
 		return false, err
 	}
-	wanted, tables := make(map[int]bool), make(map[int]bool)
-	for _, g := range gateways {
-		wanted[g.rule(v).Priority], tables[g.table()] = true, true
-	}
-	if len(gateways) > 0 {
-		wanted[skipPriority], wanted[localPriority] = true, true
-	} else if len(present.all) > 0 && !present.local {
-		if err := s.handle.RuleAdd(firstRule(v)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return true, fmt.Errorf("move the routing rule for this machine's addresses back: %w", err)
+	some := slices.ContainsFunc(slices.Collect(maps.Keys(kept)), func(m mark) bool { return m.version() == v })
+	if !some && !present.first && (present.moved || present.own() && present.deaf()) && !present.othersLocal(true) {
+		if err := s.addRule(firstRule(v)); err != nil {
+			return true, fmt.Errorf("move the ip rule for this machine's addresses back: %w", err)
 		}
 	}
-	for _, r := range present.all {
-		if wanted[r.Priority] {
-			continue
-		}
-		found = true
-		if err := s.handle.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
-			return true, fmt.Errorf("delete routing rule %d: %w", r.Priority, err)
+	tables := make(map[mark]bool)
+	for m := range s.done {
+		if m.version() == v && !kept[m] {
+			tables[m] = true
 		}
 	}
-	routes, err := s.routes(v)
+	var unwanted []*netlink.Rule
+	if present.skips && !some {
+		unwanted = append(unwanted, skipRule(v))
+	}
+	for _, m := range slices.Sorted(maps.Keys(present.members)) {
+		if !kept[m] {
+			unwanted, tables[m] = append(unwanted, memberRule(v, m)), true
+		}
+	}
+	if present.loses && !some {
+		unwanted = append(unwanted, lostRule(v))
+	}
+	if present.moved && !some {
+		unwanted = append(unwanted, localRule(v))
+	}
+	for _, r := range unwanted {
+		if err := s.handle.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return true, fmt.Errorf("delete an ip rule of priority %d: %w", r.Priority, err)
+		}
+	}
+	if thorough {
+		if err := s.strayTables(v, kept, tables); err != nil {
+			return true, err
+		}
+	}
+	for _, m := range slices.Sorted(maps.Keys(tables)) {
+		err := s.handle.RouteDel(&netlink.Route{Table: tableOf(m), Dst: everyone(v)})
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return true, fmt.Errorf("delete the route of table %d: %w", tableOf(m), err)
+		}
+		delete(s.done, m)
+		delete(s.broken, m)
+	}
+	return len(unwanted)+len(tables) > 0, nil
+}
+
+// strayTables adds the tables that have routes and are not kept.
+func (s *steering) strayTables(v *version, kept, tables map[mark]bool) error {
+	const attempts = 20
+	var all []netlink.Route
+	var err error
+	for range attempts {
+		all, err = s.handle.RouteListFiltered(int(v.af), &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	if err != nil {
-		return found, err
+		return fmt.Errorf("list routes: %w", err)
 	}
-	for _, table := range slices.Sorted(maps.Keys(routes)) {
-		if tables[table] {
-			continue
-		}
-		found = true
-		r := routes[table]
-		if err := s.handle.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return true, fmt.Errorf("delete the route of table %d: %w", table, err)
+	for _, r := range all {
+		if m := ofGateway | mark(r.Table-firstTable); r.Table >= firstTable && r.Table <= lastTable && !kept[m] {
+			tables[m] = true
 		}
 	}
-	return found, nil
-}
-
-// prepare lets answers of members come in on a link: their source is an address
-// that is this machine's own as well.
-func (s *steering) prepare(name string, keep bool, log *zap.Logger) error {
-	if s.set[name] {
-		return nil
-	}
-	for _, setting := range []struct {
-		name, want string
-		right      func(have string) bool
-	}{
-		{"accept_local", "1", func(have string) bool { return have == "1" }},
-		// 2 is below 1, and what counts is the larger one of the link's and of all.
-		{"rp_filter", "2", func(have string) bool { return have == "2" || have == "0" && allUnfiltered() }},
-	} {
-		path := filepath.Join("/proc/sys/net/ipv4/conf", name, setting.name)
-		b, err := os.ReadFile(path)
-		have := strings.TrimSpace(string(b))
-		switch {
-		case errors.Is(err, os.ErrNotExist):
-			continue
-		case err != nil:
-			return fmt.Errorf("setting of the link %s: %w", name, err)
-		case setting.right(have):
-			continue
-		case keep:
-			log.Warn("a setting of a link is not as it should be: answers of nodes that come back through this machine are dropped", zap.String("setting", path), zap.String("is", have), zap.String("want", setting.want))
-			continue
-		}
-		if err := os.WriteFile(path, []byte(setting.want), 0o644); err != nil { //nolint:gosec // a file of the kernel
-			return fmt.Errorf("setting of the link %s: %w", name, err)
-		}
-		log.Info("changed a setting of a link, so that answers of nodes may come back through this machine", zap.String("setting", path), zap.String("was", have), zap.String("is", setting.want))
-	}
-	s.set[name] = true
 	return nil
-}
-
-// allUnfiltered tells whether the setting of all links filters nothing.
-func allUnfiltered() bool {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/rp_filter")
-	return err == nil && strings.TrimSpace(string(b)) == "0"
 }

@@ -68,7 +68,7 @@ func (e *Engine) Withdraw(ctx context.Context) error {
 	if err := remove(e.rules, e.tracking, e.raw, e.log); err != nil {
 		return err
 	}
-	_, err = unsteerAll()
+	_, err = e.direct.steering.prune(nil, true)
 	return err
 }
 
@@ -124,8 +124,9 @@ func Left() (found bool, err error) {
 	return true, nil
 }
 
-// Cleanup deletes what an engine has left in the kernel, and cuts the connections
-// that still go through it. It tells what there was.
+// Cleanup deletes what an engine has left in the kernel, puts back ip rules and
+// settings of links, and cuts the connections that still go through it. It tells
+// whether there was anything.
 func Cleanup(log *zap.Logger) (found bool, err error) {
 	rules, err := dial()
 	if err != nil {
@@ -146,20 +147,18 @@ func Cleanup(log *zap.Logger) (found bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	var s steering
+	defer s.close()
+	if s.settings, err = rules.readSettings(); err != nil {
+		return false, err
+	}
 	if p.table {
 		if err := remove(rules, tracking, raw, log); err != nil {
 			return true, err
 		}
 	}
-	steered, err := unsteerAll()
+	steered, err := s.prune(nil, true)
 	return p.table || steered, err
-}
-
-// unsteerAll takes away the engine's routing rules and tables.
-func unsteerAll() (found bool, err error) {
-	var s steering
-	defer s.close()
-	return s.prune(nil)
 }
 
 // steersAnything tells whether the kernel has routing rules of an engine.
@@ -174,7 +173,7 @@ func steersAnything() (bool, error) {
 		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
 			continue // the machine has no such family
 		}
-		if err != nil || len(present.all) > 0 {
+		if err != nil || present.own() {
 			return err == nil, err
 		}
 	}

@@ -62,6 +62,7 @@ func (e *Engine) applySettings() (closed map[*version]error, err error) {
 		keep = true
 		e.log.Warn("the kernel's settings are left alone, since they are another program's too", zap.String("reason", who))
 	}
+	e.keepSettings = keep
 	closed = make(map[*version]error)
 	for _, s := range settings {
 		f := s.read()
