@@ -112,12 +112,17 @@ func (p probing) run() (r probed, err error) {
 		}
 		return n
 	}
-	for deadline := time.Now().Add(6 * p.Interval); up() < p.Targets; time.Sleep(p.Interval / 10) {
+	deadline := time.Now().Add(6 * p.Interval)
+	if err := c.WaitFirst(ctx); err != nil {
+		return r, err
+	}
+	for ; up() < p.Targets; time.Sleep(p.Interval / 10) {
 		if time.Now().After(deadline) {
 			return r, fmt.Errorf("%d of %d targets are up after %s", up(), p.Targets, 6*p.Interval)
 		}
 	}
-	debug.FreeOSMemory() // what building the set and looking at all results took
+	debug.FreeOSMemory()   // what building the set and looking at all results took
+	time.Sleep(p.Interval) // for the checks to catch up with what that has delayed
 	cpu, before, begun := cpuOf(os.Getpid()), c.Stats(), time.Now()
 	var memory int64
 	for time.Since(begun) < p.Time {
