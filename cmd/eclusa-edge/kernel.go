@@ -36,7 +36,7 @@ func thisNetwork() (string, error) {
 	if err != nil {
 		return "", os.NewSyscallError("socket", err)
 	}
-	defer unix.Close(s)
+	defer func() { _ = unix.Close(s) }()
 	cookie, err := unix.GetsockoptUint64(s, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
 	if err == nil {
 		return fmt.Sprintf("%s %d", strings.TrimSpace(string(boot)), cookie), nil

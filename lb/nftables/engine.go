@@ -93,13 +93,14 @@ type Engine struct {
 	swept        time.Time
 	cost         time.Duration // of the last look at all flows
 	cuts         []cutFlow
-	unclean      bool      // counters of routes that are forgotten are left
-	clients      int       // remembered at the last look
-	purgeAt      time.Time // when those are looked through again; zero if they need not
+	unclean      bool // counters of routes that are forgotten are left
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
 	closedTo map[*version]error
 	warned   map[*version]bool
+
+	clients int       // that the kernel remembered at the last look
+	purgeAt time.Time // when those are looked through again; zero if they need not
 }
 
 // retiredKey names a route that was removed from the table.

@@ -113,7 +113,8 @@ func (e *Engine) purgeDue() {
 	e.clients = n
 	e.complainOfClients(err)
 	if len(wrong) > 0 || err != nil {
-		e.purgeSoon(now.Add(purgeAgain))
+		end := time.Now()
+		e.purgeSoon(end.Add(max(purgeAgain, sweepShare*end.Sub(now))))
 	}
 }
 

@@ -196,7 +196,7 @@ func takeNobody(rules *socket, p *present) error {
 // table.
 func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 	p, err := rules.present()
-	if err != nil || !p.table {
+	if err != nil {
 		return err
 	}
 	var direct []directFlow
@@ -231,6 +231,9 @@ func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 		wait := time.NewTimer(settle)
 		defer wait.Stop()
 		<-wait.C
+	}
+	if !p.table {
+		return nil // somebody else has deleted it
 	}
 	w := newBatch()
 	w.deleteTable()
