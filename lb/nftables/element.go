@@ -116,18 +116,25 @@ type found struct {
 // read calls f for each element of a set. A table or set that does not exist has
 // none.
 func (s *socket) read(set string, f func(found)) error {
+	err := s.dump(s.elementsOf(set), func(body []byte) { eachFound(body, f) })
+	if err != nil && !isNotFound(err) {
+		return fmt.Errorf("read set %q: %w", set, err)
+	}
+	return nil
+}
+
+// elementsOf asks for the elements of a set.
+func (s *socket) elementsOf(set string) *buffer {
 	w := &buffer{}
 	at := w.begin(nftablesKind|unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, s.next(), family, 0)
 	w.text(unix.NFTA_SET_ELEM_LIST_TABLE, TableName)
 	w.text(unix.NFTA_SET_ELEM_LIST_SET, set)
 	w.end(at)
-	err := s.dump(w, func(body []byte) {
-		attributes(attribute(body, unix.NFTA_SET_ELEM_LIST_ELEMENTS), func(_ uint16, b []byte) { f(readElement(b)) })
-	})
-	if err != nil && !isNotFound(err) {
-		return fmt.Errorf("read set %q: %w", set, err)
-	}
-	return nil
+	return w
+}
+
+func eachFound(body []byte, f func(found)) {
+	attributes(attribute(body, unix.NFTA_SET_ELEM_LIST_ELEMENTS), func(_ uint16, b []byte) { f(readElement(b)) })
 }
 
 func readElement(b []byte) found {

@@ -90,7 +90,7 @@ type Engine struct {
 	soon    []selector         // which of them at once
 	swept   time.Time
 	cost    time.Duration // of the last look at all flows
-	cuts    []cutFlow
+	cuts    cuts[flow]
 	unclean bool // counters of routes that are forgotten are left
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
@@ -172,6 +172,9 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	begins := e.state.chains == nil
 	if begins {
 		e.numbers.recall(t.Routes)
+		if err := e.recallLeaving(time.Now()); err != nil {
+			return nil, fmt.Errorf("set a table: %w", err)
+		}
 	}
 	now, routes := time.Now(), t.Routes
 	if t, err = e.withDirect(t, now); err != nil {

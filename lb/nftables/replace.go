@@ -173,6 +173,9 @@ func (e *Engine) eachElement(s *state, f func(element)) {
 			f(el)
 		}
 	}
+	for _, m := range s.takers {
+		f(takerElement(m))
+	}
 	for _, el := range e.sourceElements() {
 		f(el)
 	}

@@ -93,6 +93,9 @@ func (e *Engine) busy() bool {
 	defer e.mu.Unlock()
 	open := false
 	err := e.tracking.flows(func(f *flow) { open = open || f.open() })
+	if err == nil && !open {
+		_, err = e.rules.readFlows(func(f directFlow) { open = open || f.open() })
+	}
 	return err != nil || open
 }
 
@@ -143,7 +146,10 @@ func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 	if err := tracking.forget(gone); err != nil {
 		return err
 	}
-	cut := 0
+	cut, err := buryAll(rules, raw)
+	if err != nil {
+		return err
+	}
 	for i := range gone {
 		if f := &gone[i]; f.protocol == protocolNumber(lb.TCP) && f.open() && f.replied() {
 			raw.provoke(f, true)
