@@ -6,21 +6,91 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// provokeAgain is when the ends of a cut connection are provoked once more, since
-// the first packet or its answer may be lost, and an end does not answer twice
-// within half a second.
-var provokeAgain = []time.Duration{700 * time.Millisecond, 2500 * time.Millisecond}
+// provokeAfter is when the ends of a cut connection are provoked: at once, and twice
+// more, since the first packet or its answer may be lost, and an end does not answer
+// twice within half a second.
+var provokeAfter = [...]time.Duration{0, 700 * time.Millisecond, 2500 * time.Millisecond}
 
-// cutFlow is a connection that was cut a moment ago.
-type cutFlow struct {
-	flow
+// cut is a connection that was cut a moment ago.
+type cut[C any] struct {
+	what  C
 	at    time.Time
-	tries int
+	tries int // how often its ends were provoked
+}
+
+// cuts are connections whose ends have to be provoked, by how often that was done.
+// Each list is in order of time.
+type cuts[C any] [len(provokeAfter)][]cut[C]
+
+func (q *cuts[C]) add(c cut[C]) {
+	if c.tries < len(q) {
+		q[c.tries] = append(q[c.tries], c)
+	}
+}
+
+// due returns up to so many of those whose turn it is, and counts it as done.
+func (q *cuts[C]) due(now time.Time, most int) []cut[C] {
+	var all []cut[C]
+	for tries := range q {
+		list := q[tries]
+		for len(list) > 0 && len(all) < most && now.Sub(list[0].at) >= provokeAfter[tries] {
+			all, list = append(all, list[0]), list[1:]
+		}
+		q[tries] = list
+	}
+	for _, c := range all {
+		c.tries++
+		q.add(c)
+	}
+	return all
+}
+
+// all returns all of them.
+func (q *cuts[C]) all() []cut[C] { return slices.Concat(q[:]...) }
+
+func (q *cuts[C]) empty() bool {
+	return !slices.ContainsFunc(q[:], func(list []cut[C]) bool { return len(list) > 0 })
+}
+
+// maxCutsAtOnce bounds how many are provoked in one turn.
+const maxCutsAtOnce = 256
+
+// provoke has the ends of connections that were cut send a segment, unless a new
+// connection has the same ends by now. It is the keeper's, whose socket it looks with:
+// there may be very many, so mu is free meanwhile.
+func (e *Engine) provoke() {
+	for {
+		e.mu.Lock()
+		if e.idle() {
+			e.mu.Unlock()
+			return
+		}
+		now, socket, raw := time.Now(), e.watch, e.raw
+		flows, direct := e.cuts.due(now, maxCutsAtOnce), e.direct.cuts.due(now, maxCutsAtOnce)
+		e.mu.Unlock()
+		if len(flows)+len(direct) == 0 {
+			return
+		}
+		for i := range flows {
+			c := &flows[i]
+			if c.tries > 0 {
+				if known, err := socket.known(&c.what); err != nil || known {
+					continue
+				}
+			}
+			// What is not forgotten yet would be reset by itself, which is as good.
+			raw.provoke(&c.what, true)
+		}
+		for _, c := range direct {
+			raw.provokeClient(c.what)
+		}
+	}
 }
 
 // raw sends packets with headers of its own.
@@ -62,6 +132,11 @@ func (r *raw) provoke(f *flow, member bool) {
 	if member {
 		r.send(f.version, f.source, f.member)
 	}
+}
+
+// provokeClient is provoke for a flow whose packets were routed as they were.
+func (r *raw) provokeClient(e ends) {
+	r.send(versionOf(e.frontend.Addr), netip.AddrPortFrom(e.frontend.Addr, e.frontend.Port), e.client)
 }
 
 // send sends a SYN. Errors are of no use: whoever is not reached learns with its

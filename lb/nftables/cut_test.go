@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -24,6 +25,43 @@ func cutConnections(t testing.TB) int {
 	}
 	t.Logf("%d connections", n)
 	return n
+}
+
+// TestCuts checks when connections that were cut have their turn.
+func TestCuts(t *testing.T) {
+	start := time.Now()
+	var q cuts[int]
+	for n := range 5 {
+		q.add(cut[int]{what: n, at: start})
+	}
+	q.add(cut[int]{what: 5, at: start, tries: len(provokeAfter)}) // of another process, and done
+	due := func(after time.Duration, most int) (which []int) {
+		for _, c := range q.due(start.Add(after), most) {
+			which = append(which, c.what)
+		}
+		return which
+	}
+	for _, c := range []struct {
+		after time.Duration
+		most  int
+		want  []int
+	}{
+		{0, 3, []int{0, 1, 2}},
+		{0, 3, []int{3, 4}},
+		{0, 3, nil},
+		{time.Second, 4, []int{0, 1, 2, 3}},
+		{time.Second, 4, []int{4}},
+		{time.Second, 4, nil},
+		{3 * time.Second, 5, []int{0, 1, 2, 3, 4}},
+		{3 * time.Second, 5, nil},
+	} {
+		if got := due(c.after, c.most); !slices.Equal(got, c.want) {
+			t.Errorf("after %s, at most %d: got %v; want %v", c.after, c.most, got, c.want)
+		}
+	}
+	if !q.empty() || len(q.all()) > 0 {
+		t.Errorf("got %v left; want none", q.all())
+	}
 }
 
 // cutHangsNobody: when a member dies silently every one of its clients is reset,

@@ -35,6 +35,7 @@ type direct struct {
 	told     string                   // what the log was last told of it
 	routes   map[lb.Frontend]lb.Route // the table's that groups was made of
 	groups   map[lb.GroupID]bool      // those that such routes use
+	longest  time.Duration            // that flows to members that are gone go on
 	links    map[netip.Addr]link
 	lost     map[netip.Addr]time.Time // on a link once, and since when not
 	numbers  map[netip.Addr]mark      // of members
@@ -44,10 +45,15 @@ type direct struct {
 	swept   time.Time
 	without map[lb.GroupID]*lb.MembersError
 	nobody  map[lb.GroupID]bool // none of its members can be used
-	cuts    []directCut
+	cuts    cuts[ends]
 	active  bool          // the kernel may have rules
 	kept    map[mark]bool // those that it has at most
 	checked time.Time     // the kernel's rules and routes
+	// inherited are removed routes that another process has told of.
+	inherited map[lb.Frontend]*route
+	// misled tells that clients may be remembered for members that take no new
+	// connections of their route.
+	misled bool
 }
 
 // directGroup names the part of a group to which packets can be routed.
@@ -70,10 +76,11 @@ func ours(r lb.Route) lb.Route {
 func (e *Engine) withDirect(t lb.Table, now time.Time) lb.Table {
 	d := &e.direct
 	if d.routes == nil || !sameMap(d.routes, t.Routes) {
-		d.routes, d.groups = t.Routes, make(map[lb.GroupID]bool)
+		d.routes, d.groups, d.longest = t.Routes, make(map[lb.GroupID]bool), 0
 		for _, r := range t.Routes {
 			if r.Direct {
 				d.groups[r.Group] = true
+				d.longest = max(d.longest, r.DrainTimeout)
 			}
 		}
 	}
@@ -145,7 +152,7 @@ func (d *direct) number(t lb.Table, s *state, now time.Time) (until time.Time) {
 // release takes numbers back of members that no group has any more, when no flow goes
 // to them for certain. It returns when that is, for those that have just left.
 func (d *direct) release(wanted map[netip.Addr]bool, s *state, now time.Time) (until time.Time) {
-	longest := now.Add(lb.DefaultDrainTimeout)
+	longest := now.Add(max(lb.DefaultDrainTimeout, d.longest))
 	for drain := range s.drains {
 		longest = later(longest, now.Add(drain))
 	}
@@ -304,6 +311,7 @@ func (r *route) makeDirect() {
 		return element{set, key, value{verdict: unix.NFT_GOTO, chain: chain}}
 	}
 	all := append(r.heldElements(),
+		element{"pools", id, value{data: string(r.pool.host())}},
 		goTo("choosers"+v.suffix, key, r.chooser().chain()),
 		// Connections of this machine itself, whose address members would answer.
 		goTo("pickers", id, "memberless"+v.suffix),
@@ -324,7 +332,6 @@ func (r *route) heldElements() []element {
 	key := string(tupleKey(r.Frontend))
 	return []element{
 		{"routes" + v.suffix, key, value{data: id, comment: ownerComment(r.spec.Owner, r.spec.Name)}},
-		{"pools", id, value{data: string(r.pool.host())}},
 		{"holders" + v.suffix, key, value{verdict: unix.NFT_GOTO, chain: r.holder().chain()}},
 		{set: "fronts" + v.suffix, key: key},
 	}
@@ -367,7 +374,7 @@ func (p *plan) leave() {
 	for f, r := range next {
 		held := r.heldElements()
 		if p.next.routes[f] != nil {
-			held = held[2:] // the others are the new route's
+			held = held[1:] // the other is the new route's
 		}
 		if slices.Equal(held, r.elements) {
 			continue
@@ -394,28 +401,47 @@ func (p *plan) leave() {
 }
 
 // setGateways says to whom packets may be sent: not to the dead, so that their flows
-// end with the next packet, unless a route lets these go on.
+// end with the next packet, unless a route lets these go on. Members that no pool has,
+// which those of a process before may be, drain as long as they have numbers.
 func (p *plan) setGateways() {
-	numbers := p.e.direct.numbers
-	next := make(map[netip.Addr]mark)
-	if len(numbers) > 0 {
+	next := maps.Clone(p.e.direct.numbers)
+	if next == nil {
+		next = make(map[netip.Addr]mark)
+	}
+	takers := make(map[netip.Addr]mark)
+	if len(next) > 0 {
+		dead, goesOn := make(map[netip.Addr]bool), make(map[netip.Addr]bool)
 		for id, q := range p.next.pools {
 			if !p.next.directs[id] {
 				continue
 			}
 			for a, b := range q.members {
-				if m := numbers[a]; m != 0 && (b.State != lb.Dead || p.next.sparing[id]) {
-					next[a] = m
+				if b.State == lb.Dead && !p.next.sparing[id] {
+					dead[a] = true
+				} else {
+					goesOn[a] = true
+				}
+				if m := p.e.direct.numbers[a]; m != 0 && b.State == lb.Active {
+					takers[a] = m
 				}
 			}
 			for a := range q.gone {
-				if m := numbers[a]; m != 0 {
-					next[a] = m
-				}
+				goesOn[a] = true
 			}
 		}
+		maps.DeleteFunc(next, func(a netip.Addr, _ mark) bool { return dead[a] && !goesOn[a] })
 	}
-	p.next.gateways = next
+	p.next.gateways, p.next.takers = next, takers
+	for a, m := range p.was.takers {
+		if takers[a] != m {
+			p.deleted["takers"] = append(p.deleted["takers"], takerElement(m))
+		}
+	}
+	for a, m := range takers {
+		if p.was.takers[a] != m {
+			p.added["takers"] = append(p.added["takers"], takerElement(m))
+		}
+	}
 	for a, m := range p.was.gateways {
 		if next[a] != m {
 			for _, e := range gatewayElements(a, m) {
@@ -431,6 +457,8 @@ func (p *plan) setGateways() {
 		}
 	}
 }
+
+func takerElement(m mark) element { return element{set: "takers", key: string(m.host())} }
 
 func gatewayElements(a netip.Addr, m mark) []element {
 	return []element{

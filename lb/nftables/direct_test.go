@@ -11,10 +11,13 @@ import (
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
-var directCases = []struct {
+// directCase is a test of routes whose packets are routed as they are.
+type directCase struct {
 	name string
 	run  func(r *directRig)
-}{
+}
+
+var directCases = []directCase{
 	{"Through", func(r *directRig) { directServes(r) }},
 	{"Past", func(r *directRig) {
 		r.past(true)

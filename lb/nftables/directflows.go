@@ -1,9 +1,12 @@
 package nftables
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -11,13 +14,6 @@ import (
 
 	"github.com/eclusa-lb/eclusa/lb"
 )
-
-// directCut is a flow that was cut a moment ago.
-type directCut struct {
-	ends
-	at    time.Time
-	tries int
-}
 
 // tombstone stands for a member in a flow that was cut: none has the number, so that
 // what the client sends is answered with a reset.
@@ -53,51 +49,77 @@ type directFlow struct {
 	ends
 	set, key string
 	member   mark
+	cut      bool // its client is to be told that it has ended
 }
 
-// readFlows calls f for every flow that has a member.
-func (s *socket) readFlows(f func(directFlow)) error {
+// open tells whether the client has not ended it.
+func (f *directFlow) open() bool { return f.set == "flows"+versionOf(f.frontend.Addr).suffix }
+
+// readFlows calls f for every flow that has a member, as they come: there may be very
+// many. Without whole some may be missing or come twice, since others have changed
+// tables meanwhile.
+func (s *socket) readFlows(f func(directFlow)) (whole bool, err error) {
+	whole = true
 	for _, v := range versions {
 		for _, name := range []string{"flows", "closing"} {
 			set := name + v.suffix
-			if err := s.read(set, func(el found) {
+			each := func(el found) {
 				e, ok := readEnds(v, []byte(el.key))
 				if member := hostMark([]byte(el.data)); ok && member != tombstone {
-					f(directFlow{e, set, el.key, member})
+					f(directFlow{ends: e, set: set, key: el.key, member: member})
 				}
-			}); err != nil {
-				return err
+			}
+			switch err := s.stream(s.elementsOf(set), func(_ uint8, body []byte) { eachFound(body, each) }); {
+			case errors.Is(err, errInterrupted):
+				whole = false
+			case err != nil && !isNotFound(err):
+				return false, fmt.Errorf("read set %q: %w", set, err)
 			}
 		}
 	}
-	return nil
+	return whole, nil
 }
 
 // sweepDirect ends the flows that must not go on, and what has left for good.
-// Like sweepDue it holds mu only for what it changes.
-func (e *Engine) sweepDirect(now time.Time) {
+// Like sweepDue it holds mu only for what it changes. It returns false if it may have
+// missed some.
+func (e *Engine) sweepDirect(now time.Time) (whole bool) {
 	e.mu.Lock()
 	s, socket, members := e.state, e.watch, e.direct.byNumber()
 	off := e.idle() || !s.shape.steers()
 	e.mu.Unlock()
 	if off {
-		return
+		return true
 	}
-	var over []directFlow
-	err := socket.readFlows(func(f directFlow) {
+	type place struct{ set, key string }
+	over := make(map[place]directFlow)
+	whole, err := socket.readFlows(func(f directFlow) {
 		if s.judgeDirect(f.ends, members[f.member], now) != keep {
-			over = append(over, f)
+			over[place{f.set, f.key}] = f
 		}
 	})
+	count, failed := 0, false
+	for part := range slices.Chunk(slices.Collect(maps.Values(over)), maxFlowsAtOnce) {
+		e.mu.Lock()
+		if !e.idle() {
+			n, err := e.endDirect(part, time.Now())
+			count += n
+			failed = failed || err != nil
+			e.failed(err, now)
+		}
+		e.mu.Unlock()
+		e.provoke()
+	}
+	if count > 0 {
+		e.log.Info("connections were reset", zap.Int("connections", count))
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {
-		return
+		return true
 	}
 	e.failed(err, now)
-	ended := e.endDirect(over, now)
-	e.failed(ended, now)
-	if err == nil && ended == nil {
+	if err == nil && whole && !failed {
 		e.direct.swept = now
 	}
 	for _, r := range e.state.leaving {
@@ -106,56 +128,98 @@ func (e *Engine) sweepDirect(now time.Time) {
 			break
 		}
 	}
+	return whole
 }
 
-// endDirect ends flows, unless they may go on by now. Callers hold mu.
-func (e *Engine) endDirect(over []directFlow, now time.Time) error {
-	gone, cut := make(map[string][]element), make(map[string][]element)
-	n, members := 0, e.direct.byNumber()
+// endDirect ends flows, unless they may go on by now, and returns how many of them
+// were cut. Callers hold mu.
+func (e *Engine) endDirect(over []directFlow, now time.Time) (count int, err error) {
+	members := e.direct.byNumber()
+	var ending []directFlow
 	for _, f := range over {
-		switch e.state.judgeDirect(f.ends, members[f.member], now) {
-		case keep:
-			continue
-		case reset:
-			n++
-			cut[f.set] = append(cut[f.set], element{f.set, f.key, value{data: string(tombstone.host()), timeout: tombstoneFor}})
-			e.direct.cuts = append(e.direct.cuts, directCut{ends: f.ends, at: now})
-		case forget, unknown:
+		if d := e.state.judgeDirect(f.ends, members[f.member], now); d != keep {
+			f.cut = d == reset
+			ending = append(ending, f)
 		}
-		gone[f.set] = append(gone[f.set], element{set: f.set, key: f.key})
 	}
-	for set, all := range gone {
-		e.deleteQuietly(set, all)
+	ended, err := bury(ending, func(w *batch) error {
+		err := e.rules.commit(w)
+		if err == nil {
+			e.committed(false)
+		}
+		return err
+	})
+	for _, f := range ended {
+		if f.cut {
+			count++
+			e.direct.cuts.add(cut[ends]{what: f.ends, at: now})
+		}
 	}
-	if n == 0 {
-		return nil
+	return count, err
+}
+
+// bury deletes flows, with tombstones in place of those that are cut: both in one
+// transaction, since a segment between them would begin the flow anew, and be in the
+// way of its tombstone. It returns those that had not ended by themselves.
+func bury(flows []directFlow, commit func(*batch) error) (buried []directFlow, err error) {
+	if len(flows) == 0 {
+		return nil, nil
+	}
+	deleted, added := make(map[string][]element), make(map[string][]element)
+	for _, f := range flows {
+		deleted[f.set] = append(deleted[f.set], element{set: f.set, key: f.key})
+		if f.cut {
+			added[f.set] = append(added[f.set], element{f.set, f.key, value{data: string(tombstone.host()), timeout: tombstoneFor}})
+		}
 	}
 	w := newBatch()
-	for set, all := range cut {
-		w.elements(unix.NFT_MSG_NEWSETELEM, set, all)
+	for set, all := range deleted {
+		w.elements(unix.NFT_MSG_DELSETELEM, set, all)
+		w.elements(unix.NFT_MSG_NEWSETELEM, set, added[set])
 	}
-	err := e.rules.commit(w)
-	e.committed(false)
-	e.provokeDirect(now)
-	e.log.Info("connections were reset", zap.Int("connections", n))
-	e.kick()
-	return err
+	err = commit(w)
+	switch half := len(flows) / 2; {
+	case err == nil:
+		return flows, nil
+	case !isNotFound(err):
+		return nil, fmt.Errorf("end flows: %w", err)
+	case half > 0:
+		// One that is not there any more has all of them refused.
+		for _, part := range [][]directFlow{flows[:half], flows[half:]} {
+			some, failed := bury(part, commit)
+			buried, err = append(buried, some...), failed
+			if failed != nil {
+				return buried, failed
+			}
+		}
+		return buried, nil
+	}
+	return nil, nil
 }
 
-// provokeDirect has clients of flows that were cut send a segment, to be told.
-// Callers hold mu.
-func (e *Engine) provokeDirect(now time.Time) {
-	left := e.direct.cuts[:0]
-	for _, c := range e.direct.cuts {
-		if c.tries == 0 || now.Sub(c.at) >= provokeAgain[min(c.tries, len(provokeAgain))-1] {
-			c.tries++
-			e.raw.send(versionOf(c.frontend.Addr), netip.AddrPortFrom(c.frontend.Addr, c.frontend.Port), c.client)
+// buryAll cuts all flows that the kernel's table has, and tells their clients. It
+// returns how many of them.
+func buryAll(rules *socket, raw *raw) (count int, err error) {
+	var all []directFlow
+	if _, err := rules.readFlows(func(f directFlow) {
+		f.cut = f.frontend.Protocol == lb.TCP
+		all = append(all, f)
+	}); err != nil {
+		return 0, err
+	}
+	for part := range slices.Chunk(all, maxFlowsAtOnce) {
+		buried, err := bury(part, rules.commit)
+		for _, f := range buried {
+			if f.cut {
+				raw.provokeClient(f.ends)
+				count++
+			}
 		}
-		if c.tries <= len(provokeAgain) {
-			left = append(left, c)
+		if err != nil {
+			return count, err
 		}
 	}
-	e.direct.cuts = left
+	return count, nil
 }
 
 // expire forgets removed routes whose time is over. Callers hold mu.
@@ -165,6 +229,44 @@ func (e *Engine) expire(now time.Time) error {
 		return fmt.Errorf("forget removed routes: %w", err)
 	}
 	e.adopt(p, false)
+	return nil
+}
+
+// recallLeaving finds what a process before has left of routes whose packets were
+// routed as they are: connections of those that are not served any more drain. Without
+// that process's word nobody knows since when. Callers hold mu.
+func (e *Engine) recallLeaving(now time.Time) error {
+	held, known := make(map[lb.Frontend]int), newState() // the seconds that flows may be idle
+	for _, v := range versions {
+		if err := e.rules.read("holders"+v.suffix, func(el found) {
+			f, ok := tuple([]byte(el.key))
+			if idle, is := heldFor(el.chain); ok && is {
+				held[f] = idle
+			}
+		}); err != nil {
+			return err
+		}
+	}
+	for key, id := range e.numbers.routes {
+		idle, is := held[key.Frontend]
+		if !is {
+			continue
+		}
+		known.leaving[key.Frontend] = &route{
+			Frontend: key.Frontend, id: id, since: now, deadline: now.Add(lb.DefaultDrainTimeout),
+			spec: lb.Route{
+				Owner: key.owner, Name: e.numbers.names[id], Direct: true,
+				// A group that nobody has.
+				Group:       directGroup(lb.GroupID{Cluster: key.owner.Cluster, Name: fmt.Sprintf("left by %#x", uint32(id))}),
+				IdleTimeout: time.Duration(idle) * time.Second, DrainTimeout: lb.DefaultDrainTimeout,
+			},
+		}
+	}
+	maps.Copy(known.leaving, e.direct.inherited)
+	e.state = known
+	for _, r := range known.leaving {
+		e.sweepAt(r.deadline)
+	}
 	return nil
 }
 
@@ -178,25 +280,43 @@ func (d *direct) byNumber() map[mark]netip.Addr {
 }
 
 // purgeHomes lets the table forget which clients went to members that take no new
-// connections any more. Callers hold mu.
-func (e *Engine) purgeHomes(gone map[netip.Addr]bool) {
-	members := e.direct.byNumber()
+// connections of their route any more. The keeper does so with its own socket, and mu
+// is free but for what is deleted.
+func (e *Engine) purgeHomes() {
+	e.mu.Lock()
+	s, socket, members := e.state, e.watch, e.direct.byNumber()
+	due := e.direct.misled && !e.idle()
+	if due {
+		e.direct.misled = false
+	}
+	e.mu.Unlock()
+	if !due {
+		return
+	}
 	for _, v := range versions {
-		if !e.state.homes(v) {
+		if !s.homes(v) {
 			continue
 		}
 		set := "homes" + v.suffix
 		var wrong []element
-		if err := e.rules.read(set, func(f found) {
-			a, r := members[hostMark([]byte(f.data))], e.state.routeOf([]byte(f.key))
-			if gone[a] && (r == nil || !e.state.active(r, a)) {
+		each := func(f found) {
+			if a, r := members[hostMark([]byte(f.data))], s.routeOf([]byte(f.key)); r == nil || !s.active(r, a) {
 				wrong = append(wrong, element{set: set, key: f.key})
 			}
-		}); err != nil {
-			e.log.Error("clients of members that are gone cannot be read", zap.Error(err))
-			continue
 		}
-		e.deleteQuietly(set, wrong)
+		err := socket.stream(socket.elementsOf(set), func(_ uint8, body []byte) { eachFound(body, each) })
+		for part := range slices.Chunk(wrong, maxElements) {
+			e.mu.Lock()
+			if !e.idle() {
+				e.deleteQuietly(set, part)
+			}
+			e.mu.Unlock()
+		}
+		if err != nil && !isNotFound(err) {
+			e.mu.Lock()
+			e.direct.misled = true // others have changed tables meanwhile, and some may be left
+			e.mu.Unlock()
+		}
 	}
 }
 
@@ -210,6 +330,16 @@ func (s *state) homes(v *version) bool {
 	return false
 }
 
+// active tells whether a member takes new connections of a route.
+func (s *state) active(r *route, a netip.Addr) bool {
+	pool := s.pools[r.spec.Group]
+	if pool == nil {
+		return false
+	}
+	b, ok := pool.members[a]
+	return ok && b.State == lb.Active
+}
+
 // routeOf returns the route of a key that begins with its frontend.
 func (s *state) routeOf(key []byte) *route {
 	for _, v := range versions {
@@ -221,12 +351,6 @@ func (s *state) routeOf(key []byte) *route {
 		}
 	}
 	return nil
-}
-
-// active tells whether a member takes new connections of a route.
-func (s *state) active(r *route, a netip.Addr) bool {
-	b, ok := s.pools[r.spec.Group].members[a]
-	return ok && b.State == lb.Active
 }
 
 // countDirect adds what is counted of such routes.
@@ -268,12 +392,10 @@ func openDirect(s *socket, st *state, members map[mark]netip.Addr, open map[plac
 	if !st.shape.steers() {
 		return nil
 	}
-	return s.readFlows(func(f directFlow) {
-		if f.set != "flows"+versionOf(f.frontend.Addr).suffix {
-			return // its client has ended it
-		}
-		if r := st.served(f.frontend); r != nil {
+	_, err := s.readFlows(func(f directFlow) {
+		if r := st.served(f.frontend); r != nil && f.open() {
 			open[place{r.id, members[f.member]}]++
 		}
 	})
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -282,11 +283,30 @@ func answerStreams(l net.Listener, node int) {
 		go func() {
 			defer c.Close()
 			for in := bufio.NewScanner(c); in.Scan(); {
+				switch in.Text() {
+				case "stream":
+					answerStream(c, node)
+					return
+				case "vanish":
+					_ = vanish(c)
+					return
+				}
 				if _, err := fmt.Fprintf(c, "n%d %s\n", node, c.RemoteAddr()); err != nil {
 					return
 				}
 			}
 		}()
+	}
+}
+
+// answerStream sends lines, also to a client that has ended its side.
+func answerStream(c net.Conn, node int) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range tick.C {
+		if _, err := fmt.Fprintf(c, "n%d %s\n", node, c.RemoteAddr()); err != nil {
+			return
+		}
 	}
 }
 
@@ -335,12 +355,18 @@ type dialled struct {
 	in *bufio.Reader
 }
 
-func (r *directRig) try(f lb.Frontend) (*dialled, error) {
+func (r *directRig) try(f lb.Frontend) (*dialled, error) { return r.tryFrom(0, f) }
+
+// tryFrom dials from a port of the client; 0 is any.
+func (r *directRig) tryFrom(port int, f lb.Frontend) (*dialled, error) {
 	var c net.Conn
 	err := r.within(r.client, func() (err error) {
 		ctx, cancel := context.WithTimeout(r.Context(), patience)
 		defer cancel()
 		var d net.Dialer
+		if port > 0 {
+			d.LocalAddr = &net.TCPAddr{Port: port}
+		}
 		c, err = d.DialContext(ctx, string(f.Protocol), netip.AddrPortFrom(f.Addr, f.Port).String())
 		return err
 	})
@@ -453,7 +479,7 @@ func listing(t testing.TB, command ...string) string {
 // TestDirect checks routes whose packets are routed as they are.
 func TestDirect(t *testing.T) {
 	inNamespaces(t, func(n lbtest.Network) {
-		for _, c := range directCases {
+		for _, c := range slices.Concat(directCases, directFlowCases) {
 			t.Run(c.name, func(t *testing.T) {
 				for _, f := range []lb.Family{lb.IPv4, lb.IPv6} {
 					t.Run(string(f), func(t *testing.T) {

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,14 @@ type holder struct {
 
 func (h holder) chain() string {
 	return fmt.Sprintf("hold_%s%s_%ds", protocolOf(h.protocol), h.version.suffix, h.seconds)
+}
+
+// heldFor returns the seconds of a holder's chain.
+func heldFor(chain string) (seconds int, ok bool) {
+	var kind string
+	// The kind ends with the blank: Sscanf reads words.
+	n, err := fmt.Sscanf(strings.ReplaceAll(chain, "_", " "), "hold %s %ds", &kind, &seconds)
+	return seconds, n == 2 && err == nil
 }
 
 // chooser is a chain that gives a flow a member.
@@ -50,8 +59,11 @@ const (
 	// halfOpen is how long a flow is known of which only its first packet was seen, in
 	// seconds, so that a flood of such does not push others out for long.
 	halfOpen = 60
-	// closing is how long a TCP flow is known after its client has ended it.
-	closing = 60
+	// closing is how long a TCP flow is known after its client has ended it, halfClosed
+	// after the last segment of such a client, which may be reading on. It is no longer
+	// than that since the last segment of most flows is the one that nothing follows.
+	closing    = 60
+	halfClosed = 300
 	// maxFlows bounds the flows that are known. Those beyond go where their hash says,
 	// which is the same member as long as members stay.
 	maxFlows = 1 << 20
@@ -66,7 +78,7 @@ var typeOfSlots = typeOf("00040000 00000104 01000000 033a0004 0d000000 01320014 
 // directSets are the sets that only routes of this kind need.
 func directSets() []*set {
 	all := []*set{
-		marks("members", 0), settingsSetOf(),
+		marks("members", 0), marks("takers", 0), settingsSetOf(),
 		{name: "slots", flags: setMap, keyType: concat(typeMark, typeInteger), keyLen: 8, dataType: typeMark, dataLen: 4, userData: typeOfSlots},
 	}
 	for _, v := range versions {
@@ -143,6 +155,10 @@ func (r *rule) setMark(from reg) *rule {
 	})
 }
 
+// takes matches packets with the mark of a member that takes new connections, of any
+// pool.
+func (r *rule) takes() *rule { return r.marks(first).in("takers", first) }
+
 // alive matches packets with the mark of a member that may get some.
 func (r *rule) alive() *rule { return r.marks(first).in("members", first) }
 
@@ -177,25 +193,32 @@ func (h holder) make() *chain {
 	v := h.version
 	flows, ended, member := "flows"+v.suffix, "closing"+v.suffix, v.behindEnds()
 	of := func() *rule { return v.only().protocol(h.protocol) }
-	known := func(r *rule, set string) *rule { return v.ends(r).mapped(set, first, member).setMark(member) }
+	// What is remembered for the dead, and tombstones, are not refreshed.
+	known := func(r *rule, set string) *rule {
+		return v.ends(r).mapped(set, first, member).setMark(member).marks(member).in("members", member)
+	}
 	through := func() { c.add(v.counted(of().alive(), "steered").untracked().accept()) }
-	if h.protocol == unix.IPPROTO_TCP {
-		// Its last segments still go where it went.
-		c.add(known(of().ending(), flows).marks(member).forgets(flows, first, member).remember(ended, first, member, closing*1000))
+	choose := func() *chain {
+		c.add(v.tuple(of(), first).dispatched("choosers"+v.suffix, first))
+		return c
 	}
-	c.add(known(of(), flows).marks(member).remember(flows, first, member, uint64(h.seconds)*1000))
-	through()
-	if h.protocol == unix.IPPROTO_TCP {
-		c.add(known(of().notOpening(), ended))
+	if h.protocol != unix.IPPROTO_TCP {
+		c.add(known(of(), flows).remember(flows, first, member, uint64(h.seconds)*1000))
 		through()
-		// It has a member, and that is dead.
-		c.add(of().notOpening().steered().reset())
-		// Connection tracking may know it, from before the route was of this kind; see
-		// stranded.
-		c.add(of().notOpening().leave())
+		return choose()
 	}
-	c.add(v.tuple(of(), first).dispatched("choosers"+v.suffix, first))
-	return c
+	// Its last segments still go where it went.
+	c.add(known(of().ending(), flows).forgets(flows, first, member).remember(ended, first, member, closing*1000))
+	c.add(known(of().notOpening(), flows).remember(flows, first, member, uint64(h.seconds)*1000))
+	through()
+	c.add(known(of().notOpening(), ended).remember(ended, first, member, uint64(min(h.seconds, halfClosed))*1000))
+	through()
+	// It has a member, and that is dead.
+	c.add(of().notOpening().steered().reset())
+	// Connection tracking may know it, from before the route was of this kind; see
+	// stranded.
+	c.add(of().notOpening().leave())
+	return choose()
 }
 
 // make is what the first packet of a flow meets, and every one of a flow that
@@ -203,15 +226,22 @@ func (h holder) make() *chain {
 func (c chooser) make() *chain {
 	out := &chain{name: c.chain()}
 	v := c.version
+	number := v.behindEnds() // the pool, and behind it a number below its size
 	out.add(v.routed(v.only()))
 	out.add(newRule().marks(first).in("restricted", first).jump("permitted" + v.suffix))
+	if c.protocol == unix.IPPROTO_TCP {
+		// A client that repeats itself goes where it went. One that has the ports of a flow
+		// of before is a new one, which a member that drains does not get.
+		out.add(v.ends(v.only()).mapped("flows"+v.suffix, first, number).setMark(number))
+		out.add(v.counted(v.only().takes(), "steered").untracked().accept())
+		out.add(v.routed(v.only()))
+	}
 	if c.affinity > 0 {
 		out.add(v.home(v.only()).mapped("homes"+v.suffix, first, first).setMark(first))
-		out.add(newRule().alive().goTo(c.taker().chain()))
+		out.add(newRule().takes().goTo(c.taker().chain()))
 		out.add(v.routed(v.only()))
 	}
 	out.add(newRule().marks(first).mapped("pools", first, first).setMark(first))
-	number := v.behindEnds() // the pool, and behind it a number below its size
 	r := v.only().marks(number)
 	if c.bySource {
 		r.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.source, v.length, first).hash(first, v.length, uint32(c.size), hashSeed, number+1)
@@ -280,7 +310,7 @@ func (s *shape) directChains() []*chain {
 	}
 	var all []*chain
 	for _, v := range versions {
-		all = append(all, permitted(v))
+		all = append(all, permitted(v), v.quotes())
 	}
 	takers := make(map[taker]bool)
 	for c := range s.choosers {
@@ -305,8 +335,9 @@ func (s *shape) steers() bool { return len(s.holders) > 0 }
 func directHooks() []*chain {
 	direct := &chain{name: "direct", hook: &hook{ofFilter, hookPrerouting, priorityRaw}}
 	for _, v := range versions {
-		direct.add(v.quoted(v.only()))
-		direct.add(v.quoting(v.only()).alive().untracked().accept())
+		for _, kinds := range v.errorKinds() {
+			direct.add(v.icmp(v.only()).between(first, kinds[0], kinds[1]).jump("quotes" + v.suffix))
+		}
 	}
 	for _, v := range versions {
 		direct.add(v.tuple(v.only(), first).dispatched("holders"+v.suffix, first))
@@ -334,29 +365,50 @@ const priorityFilter = 0
 // without options.
 const quote = 8
 
-// quoting matches ICMP messages.
-func (v *version) quoting(r *rule) *rule {
+// icmp loads the type of ICMP messages, and matches no others.
+func (v *version) icmp(r *rule) *rule {
+	protocol := uint8(unix.IPPROTO_ICMP)
 	if v == v6 {
-		return r.protocol(unix.IPPROTO_ICMPV6)
+		protocol = unix.IPPROTO_ICMPV6
 	}
-	return r.protocol(unix.IPPROTO_ICMP)
+	return r.protocol(protocol).payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, first)
 }
 
-// quoted gives ICMP errors about what members have sent the mark of the member of
-// the flow.
-func (v *version) quoted(r *rule) *rule {
+// errorKinds are the types, from and to, of messages that quote a packet that did not
+// arrive.
+func (v *version) errorKinds() [][2]byte {
+	if v == v6 {
+		return [][2]byte{{1, 4}} // destination unreachable to parameter problem
+	}
+	return [][2]byte{{3, 3}, {11, 12}} // destination unreachable, time exceeded and parameter problem
+}
+
+// quotes takes ICMP errors about what members have sent to the member of the flow,
+// also when its client only reads any more.
+func (v *version) quotes() *chain {
+	c := &chain{name: "quotes" + v.suffix}
+	for _, set := range []string{"flows", "closing"} {
+		c.add(v.quoted(v.only(), set+v.suffix))
+		c.add(newRule().alive().untracked().accept())
+	}
+	return c
+}
+
+// quoted gives ICMP errors the mark of the member of the flow that they quote, if they
+// come to the address that has sent the packet: whoever reports an error about a flow
+// can reach nothing else by it.
+func (v *version) quoted(r *rule, set string) *rule {
 	w, header, next := v.words(), uint32(ip4Len), uint32(9)
 	if v == v6 {
 		header, next = ip6Len, 6
 	}
-	v.quoting(r)
 	at := func(offset, length uint32, to reg) { r.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, offset, length, to) }
 	at(quote+v.destination, v.length, first)
 	at(quote+header+2, 2, first+w)
-	at(quote+v.source, v.length, first+w+1)
+	r.payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first+w+1)
 	at(quote+next, 1, first+2*w+1)
 	at(quote+header, 2, first+2*w+2)
-	return r.mapped("flows"+v.suffix, first, first).setMark(first)
+	return r.mapped(set, first, first).setMark(first)
 }
 
 // redirect keeps this machine from telling clients on the members' link to send
@@ -367,6 +419,5 @@ func (v *version) redirect(r *rule) *rule {
 		const behindTarget = quote + 16
 		kind, destination = 137, behindTarget
 	}
-	v.quoting(r).payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, first).equal(first, []byte{kind})
-	return r.payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, destination, v.length, first).in("vips"+v.suffix, first).drop()
+	return v.icmp(r).equal(first, []byte{kind}).payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, destination, v.length, first).in("vips"+v.suffix, first).drop()
 }

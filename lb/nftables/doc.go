@@ -74,11 +74,21 @@
 // that is in no map, because it is new or there are too many, goes where its hash
 // says (slots); a segment in the middle of a connection is left to connection
 // tracking first, which knows connections of before the route was of this kind. ICMP
-// messages about what members have sent follow the flow that they quote.
+// errors about what members have sent follow the flow that they quote, if they come to
+// its load balancer's address.
+//
+// Set takers has the members that take new connections of any pool: not those that
+// drain. It decides whether a client goes where it went before (homes, and a first
+// segment with the ports of a flow that is known).
 //
 // A member that is dead leaves set members, so that each flow of it ends with the
 // next packet; then its flows are replaced by tombstones, which are answered with
 // resets, and their clients are provoked.
+//
+// What was removed drains like connections by translation: the frontend stays in map
+// holders, and the member keeps its number. A program that is started again finds both
+// there, and lets them drain for 30 seconds, or for what is left of their time if the
+// one before has handed over.
 //
 // The rules lie before the one for the machine's own addresses, which the engine
 // moves behind them, since load balancers' addresses are among those. They have the

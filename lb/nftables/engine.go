@@ -92,7 +92,7 @@ type Engine struct {
 	soon         []selector         // which of them at once
 	swept        time.Time
 	cost         time.Duration // of the last look at all flows
-	cuts         []cutFlow
+	cuts         cuts[flow]
 	unclean      bool // counters of routes that are forgotten are left
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
@@ -177,6 +177,9 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	begins := e.state.chains == nil
 	if begins {
 		e.numbers.recall(t.Routes)
+		if err := e.recallLeaving(time.Now()); err != nil {
+			return nil, fmt.Errorf("set a table: %w", err)
+		}
 	}
 	now, routes := time.Now(), t.Routes
 	t = e.withDirect(t, now)
@@ -263,10 +266,9 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	}
 	e.state = p.next
 	e.numbers.keep(e.state)
-	if len(p.affinity) > 0 {
-		e.purgeHomes(setOf(p.affinity))
-	}
 	if len(p.affinity) > 0 || p.rehomed || begins {
+		e.direct.misled = true
+		e.kick()
 		e.purgeClients(p.now)
 	}
 	if len(p.soon) > 0 {

@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -17,6 +21,7 @@ import (
 type heritage struct {
 	Routes  []heir         `json:"routes,omitempty"`
 	Members []formerMember `json:"members,omitempty"`
+	Cuts    []formerCut    `json:"cuts,omitempty"`
 }
 
 // heir is a removed route whose connections drain.
@@ -28,6 +33,10 @@ type heir struct {
 	Mark     mark          `json:"mark"`
 	Drain    time.Duration `json:"drain"`
 	Deadline time.Time     `json:"deadline"`
+	// Direct tells that packets were routed as they are, with flows that may be idle
+	// for so long.
+	Direct bool          `json:"direct,omitempty"`
+	Idle   time.Duration `json:"idle,omitempty"`
 }
 
 // formerMember is a member that was removed from a group.
@@ -38,6 +47,20 @@ type formerMember struct {
 	At    time.Time   `json:"at"`
 }
 
+// formerCut is a connection that was cut a moment ago. Where packets were routed as
+// they are it has neither source nor member.
+type formerCut struct {
+	Client   netip.AddrPort `json:"client"`
+	Frontend netip.AddrPort `json:"frontend"`
+	Source   netip.AddrPort `json:"source,omitzero"`
+	Member   netip.AddrPort `json:"member,omitzero"`
+	At       time.Time      `json:"at"`
+	Tries    int            `json:"tries,omitempty"`
+}
+
+// maxCutsInParcel bounds the length of a parcel.
+const maxCutsInParcel = 2000
+
 // HandOver leaves the kernel's table to another process. Traffic does not notice:
 // there is nothing that would have to be passed on.
 func (e *Engine) HandOver(_ context.Context, send func(lb.Parcel) error) error {
@@ -47,21 +70,56 @@ func (e *Engine) HandOver(_ context.Context, send func(lb.Parcel) error) error {
 		return errors.New("hand over: the engine is shut down")
 	}
 	e.handed = true
+	all := []heritage{e.bequeath()}
+	for part := range slices.Chunk(e.formerCuts(), maxCutsInParcel) {
+		all = append(all, heritage{Cuts: part})
+	}
+	e.mu.Unlock()
+	for _, h := range all {
+		data, err := json.Marshal(h)
+		if err != nil {
+			return fmt.Errorf("hand over: %w", err)
+		}
+		if err := send(lb.Parcel{Data: data}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bequeath tells of what was removed. Callers hold mu.
+func (e *Engine) bequeath() heritage {
 	var h heritage
-	for _, r := range e.retired {
-		h.Routes = append(h.Routes, heir{r.Frontend, r.spec.Owner, r.spec.Name, r.spec.Group, r.id, r.spec.DrainTimeout, r.deadline})
+	removed := maps.Clone(e.retired)
+	for f, r := range e.state.leaving {
+		removed[retiredKey{f, r.spec.Owner}] = r
+	}
+	for _, r := range removed {
+		h.Routes = append(h.Routes, heir{
+			r.Frontend, r.spec.Owner, r.spec.Name, r.spec.Group, r.id, r.spec.DrainTimeout, r.deadline,
+			r == e.state.leaving[r.Frontend], r.spec.IdleTimeout,
+		})
 	}
 	for id, p := range e.state.pools {
 		for a, d := range p.gone {
 			h.Members = append(h.Members, formerMember{id, a, d.node, d.at})
 		}
 	}
-	e.mu.Unlock()
-	data, err := json.Marshal(h)
-	if err != nil {
-		return fmt.Errorf("hand over: %w", err)
+	return h
+}
+
+// formerCuts tells of connections whose ends have to be provoked again. Callers hold
+// mu.
+func (e *Engine) formerCuts() []formerCut {
+	var all []formerCut
+	for _, c := range e.cuts.all() {
+		all = append(all, formerCut{c.what.client, c.what.frontend, c.what.source, c.what.member, c.at, c.tries})
 	}
-	return send(lb.Parcel{Data: data})
+	for _, c := range e.direct.cuts.all() {
+		f := c.what.frontend
+		all = append(all, formerCut{Client: c.what.client, Frontend: netip.AddrPortFrom(f.Addr, f.Port), At: c.at, Tries: c.tries})
+	}
+	return all
 }
 
 // Resume goes on. The next Set compares everything with what the kernel has by
@@ -102,15 +160,23 @@ func (e *Engine) Adopt(ctx context.Context, receive func() (lb.Parcel, error)) e
 			return fmt.Errorf("adopt: %w", err)
 		}
 		all.Routes, all.Members = append(all.Routes, h.Routes...), append(all.Members, h.Members...)
+		all.Cuts = append(all.Cuts, h.Cuts...)
 	}
 	return ctx.Err()
 }
 
 func (e *Engine) inherit(h heritage) {
+	e.direct.inherited = make(map[lb.Frontend]*route)
 	for _, r := range h.Routes {
 		old := &route{
-			Frontend: r.Frontend, id: r.Mark, deadline: r.Deadline,
-			spec: lb.Route{Owner: r.Owner, Name: r.Name, Group: r.Group, DrainTimeout: r.Drain},
+			Frontend: r.Frontend, id: r.Mark, since: r.Deadline.Add(-r.Drain), deadline: r.Deadline,
+			spec: lb.Route{
+				Owner: r.Owner, Name: r.Name, Group: r.Group, DrainTimeout: r.Drain,
+				Direct: r.Direct, IdleTimeout: r.Idle,
+			},
+		}
+		if r.Direct {
+			e.direct.inherited[r.Frontend] = old
 		}
 		e.retired[retiredKey{r.Frontend, r.Owner}] = old
 		e.byID[r.Mark] = old
@@ -122,5 +188,16 @@ func (e *Engine) inherit(h heritage) {
 			e.former[m.Group] = make(map[netip.Addr]departed)
 		}
 		e.former[m.Group][m.Addr] = departed{m.Node, m.At}
+	}
+	for _, c := range h.Cuts {
+		if c.Member.IsValid() {
+			e.cuts.add(cut[flow]{flow{
+				version: versionOf(c.Client.Addr()), protocol: unix.IPPROTO_TCP,
+				client: c.Client, frontend: c.Frontend, source: c.Source, member: c.Member,
+			}, c.At, c.Tries})
+			continue
+		}
+		f := lb.Frontend{Addr: c.Frontend.Addr(), Port: c.Frontend.Port(), Protocol: lb.TCP}
+		e.direct.cuts.add(cut[ends]{ends{c.Client, f}, c.At, c.Tries})
 	}
 }

@@ -108,14 +108,14 @@ func (e *Engine) attend(cleaned *time.Time) time.Duration {
 	e.purgeDue()
 	e.sweepDue()
 	e.watchSteering(time.Now())
+	e.provoke()
+	e.purgeHomes()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {
 		return lookInterval
 	}
 	now := time.Now()
-	e.provokeAgain(now)
-	e.provokeDirect(now)
 	if err := e.restore(); err != nil {
 		e.log.Error("the kernel's table cannot be restored; it is tried again", zap.Error(err))
 	}
@@ -181,7 +181,7 @@ func (e *Engine) next(now time.Time) time.Duration {
 	if len(e.sweeps) > 0 {
 		wait = min(wait, e.sweeps[0].Sub(now))
 	}
-	if len(e.cuts)+len(e.direct.cuts) > 0 {
+	if !e.cuts.empty() || !e.direct.cuts.empty() {
 		wait = min(wait, sweepGrain)
 	}
 	return max(wait, time.Millisecond)

@@ -33,17 +33,19 @@ type state struct {
 	drains    map[time.Duration]bool
 	// What follows is of routes whose packets are routed as they are: those that are
 	// gone and of which flows are left, their pools, those of which the dead go on to
-	// serve, and the members with their numbers.
+	// serve, and the members with their numbers: those that may get packets, and those
+	// that take new connections.
 	leaving          map[lb.Frontend]*route
 	directs, sparing map[lb.GroupID]bool
-	gateways         map[netip.Addr]mark
+	gateways, takers map[netip.Addr]mark
 	settings         map[string]element // of links, as they were
 }
 
 func newState() *state {
 	return &state{
 		routes: make(map[lb.Frontend]*route), pools: make(map[lb.GroupID]*pool),
-		owners: make(map[lb.Owner]mark), vips: make(map[netip.Addr]bool), shape: newShape(),
+		leaving: make(map[lb.Frontend]*route),
+		owners:  make(map[lb.Owner]mark), vips: make(map[netip.Addr]bool), shape: newShape(),
 		datagrams: make(map[lb.GroupID]bool), drains: make(map[time.Duration]bool),
 		directs: make(map[lb.GroupID]bool), sparing: make(map[lb.GroupID]bool),
 	}
@@ -361,7 +363,7 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		}
 		narrowed := len(spec.SourceRanges) > 0 && !slices.Equal(was.spec.SourceRanges, spec.SourceRanges)
 		switch {
-		case narrowed && f.Protocol == lb.UDP:
+		case narrowed && f.Protocol == lb.UDP && !spec.Direct:
 			p.datagramsSoon(selector{frontend: f.Addr})
 		case narrowed, spec.ResetDead && !was.spec.ResetDead:
 			p.soon = append(p.soon, selector{frontend: f.Addr})

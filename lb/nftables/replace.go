@@ -192,6 +192,9 @@ func (e *Engine) eachElement(s *state, f func(element)) {
 	for _, el := range s.settings {
 		f(el)
 	}
+	for _, m := range s.takers {
+		f(takerElement(m))
+	}
 	for _, el := range e.sourceElements() {
 		f(el)
 	}

@@ -58,6 +58,14 @@ func (r *rule) compare(op uint32, from reg, v []byte) *rule {
 
 func (r *rule) equal(from reg, v []byte) *rule { return r.compare(unix.NFT_CMP_EQ, from, v) }
 
+// between matches a byte from one to another.
+func (r *rule) between(at reg, from, to byte) *rule {
+	if from == to {
+		return r.equal(at, []byte{from})
+	}
+	return r.compare(unix.NFT_CMP_GTE, at, []byte{from}).compare(unix.NFT_CMP_LTE, at, []byte{to})
+}
+
 // masked leaves the bits of mask.
 func (r *rule) masked(at reg, mask []byte) *rule {
 	return r.expr("bitwise", func() {

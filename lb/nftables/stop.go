@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"go.uber.org/zap"
@@ -96,6 +95,9 @@ func (e *Engine) busy() bool {
 	defer e.mu.Unlock()
 	open := false
 	err := e.tracking.flows(func(f *flow) { open = open || f.open() })
+	if err == nil && !open {
+		_, err = e.rules.readFlows(func(f directFlow) { open = open || f.open() })
+	}
 	return err != nil || open
 }
 
@@ -196,11 +198,7 @@ func takeNobody(rules *socket, p *present) error {
 // table.
 func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 	p, err := rules.present()
-	if err != nil {
-		return err
-	}
-	var direct []directFlow
-	if err := rules.readFlows(func(f directFlow) { direct = append(direct, f) }); err != nil {
+	if err != nil || !p.table {
 		return err
 	}
 	if err := takeNobody(rules, p); err != nil {
@@ -213,16 +211,13 @@ func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 	if err := tracking.forget(gone); err != nil {
 		return err
 	}
-	cut := 0
+	cut, err := buryAll(rules, raw)
+	if err != nil {
+		return err
+	}
 	for i := range gone {
 		if f := &gone[i]; f.protocol == protocolNumber(lb.TCP) && f.open() && f.replied() {
 			raw.provoke(f, true)
-			cut++
-		}
-	}
-	for _, f := range direct {
-		if f.frontend.Protocol == lb.TCP {
-			raw.send(versionOf(f.frontend.Addr), netip.AddrPortFrom(f.frontend.Addr, f.frontend.Port), f.client)
 			cut++
 		}
 	}
@@ -231,9 +226,6 @@ func remove(rules, tracking *socket, raw *raw, log *zap.Logger) error {
 		wait := time.NewTimer(settle)
 		defer wait.Stop()
 		<-wait.C
-	}
-	if !p.table {
-		return nil // somebody else has deleted it
 	}
 	w := newBatch()
 	w.deleteTable()

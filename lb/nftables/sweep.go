@@ -138,7 +138,7 @@ func (e *Engine) sweepDue() {
 	if len(which) == 0 {
 		return
 	}
-	e.sweepDirect(now)
+	whole := e.sweepDirect(now)
 	over, used, err := socket.overdue(which, before, now)
 	cost := time.Since(now)
 	for part := range slices.Chunk(over, maxFlowsAtOnce) {
@@ -147,10 +147,14 @@ func (e *Engine) sweepDue() {
 			e.finish(part, now)
 		}
 		e.mu.Unlock()
+		e.provoke()
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.failed(err, now)
+	if !whole {
+		e.sweepAt(now.Add(max(time.Second, sweepShare*cost)))
+	}
 	if err == nil && which[0] == (selector{}) {
 		e.forgetUnused(used, before, now)
 	}
@@ -188,29 +192,22 @@ func (e *Engine) failed(err error, now time.Time) {
 
 // finish ends flows, unless they may go on by now. Callers hold mu.
 func (e *Engine) finish(over []flow, now time.Time) {
-	v := view{e.state, e.byID}
-	cut := 0
+	v, at := view{e.state, e.byID}, time.Now()
+	count := 0
 	gone := slices.DeleteFunc(over, func(f flow) bool {
 		d := v.judge(&f, now)
 		if d == unknown {
 			d = e.judgeOrphan(&f, now)
 		}
 		if d == reset && f.open() {
-			cut++
-			e.cuts = append(e.cuts, cutFlow{flow: f, at: now})
+			count++
+			e.cuts.add(cut[flow]{what: f, at: at})
 		}
 		return d == keep
 	})
 	e.failed(e.tracking.forget(gone), now)
-	// What is not forgotten yet would be reset by itself, which is as good.
-	for i := range e.cuts {
-		if c := &e.cuts[i]; c.tries == 0 {
-			c.tries = 1
-			e.raw.provoke(&c.flow, true)
-		}
-	}
-	if cut > 0 {
-		e.log.Info("connections were reset", zap.Int("connections", cut))
+	if count > 0 {
+		e.log.Info("connections were reset", zap.Int("connections", count))
 		e.kick()
 	}
 }
@@ -246,29 +243,6 @@ func (e *Engine) drop(key retiredKey, r *route) {
 		delete(e.byID, r.id)
 	}
 	e.unclean = true
-}
-
-// provokeAgain provokes the ends of connections that were cut a moment ago, unless
-// a new connection has the same ends by now. Callers hold mu.
-func (e *Engine) provokeAgain(now time.Time) {
-	left := e.cuts[:0]
-	for _, c := range e.cuts {
-		if c.tries > len(provokeAgain) {
-			continue
-		}
-		if now.Sub(c.at) < provokeAgain[c.tries-1] {
-			left = append(left, c)
-			continue
-		}
-		c.tries++
-		known, err := e.tracking.known(&c.flow)
-		if err != nil || known {
-			continue
-		}
-		e.raw.provoke(&c.flow, true)
-		left = append(left, c)
-	}
-	e.cuts = left
 }
 
 // deleteQuietly deletes elements that packets have made, some of which may have

@@ -1,0 +1,594 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
+
+	"github.com/eclusa-lb/eclusa/lb"
+)
+
+// directFlowCases are about what becomes of single flows.
+var directFlowCases = []directCase{
+	{"ErrorsReachTheFlowAlone", directErrors},
+	{"HalfClosed", directHalfClosed},
+	{"SourceRangesOfDatagrams", directNarrowedDatagrams},
+	{"TombstonesAtOnce", directTombstones},
+	{"CutsInTurns", directCutsInTurns},
+	{"PortsUsedAgain", directPortsAgain},
+	{"AffinityLeavesDraining", directAffinityDraining},
+	{"RemovedBeforeRestart", directRemovedBeforeRestart},
+	{"RemovedMeanwhile", directRemovedMeanwhile},
+	{"RemovedBeforeHandOver", directRemovedBeforeHandOver},
+	{"MemberLeftBeforeRestart", directLeftBeforeRestart},
+	{"CutBeforeHandOver", directCutBeforeHandOver},
+	{"Withdraw", directWithdraw},
+}
+
+// icmpTo is a message that a client sends; node is whether the member gets it.
+type icmpTo struct {
+	to         netip.Addr
+	kind, code byte
+	node       bool
+}
+
+// icmpSocket opens a raw socket in a namespace.
+func (r *directRig) icmpSocket(within func(func() error) error) net.PacketConn {
+	r.Helper()
+	var c net.PacketConn
+	if err := within(func() (err error) {
+		network, any := "ip4:icmp", "0.0.0.0"
+		if r.family == lb.IPv6 {
+			network, any = "ip6:ipv6-icmp", "::"
+		}
+		c, err = net.ListenPacket(network, any)
+		return err
+	}); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// quoting is an ICMP message that quotes what a member has sent to a client.
+func (m icmpTo) quoting(f lb.Frontend, client netip.AddrPort) []byte {
+	quoted := synPacket(netip.AddrPortFrom(f.Addr, f.Port), client, 1)
+	b := append([]byte{m.kind, m.code, 0, 0, 0, 0, 5, 0}, quoted...)
+	if f.Addr.Is4() { // the kernel does it for ICMPv6
+		sum := checksum(b)
+		b[2], b[3] = byte(sum>>8), byte(sum)
+	}
+	return b
+}
+
+// sendErrors sends messages that quote a connection, and checks which of them its node
+// gets.
+func (r *directRig) sendErrors(c *dialled, f lb.Frontend, node int, messages []icmpTo) {
+	r.Helper()
+	client := c.LocalAddr().(*net.TCPAddr).AddrPort()
+	from := r.icmpSocket(func(f func() error) error { return r.within(r.client, f) })
+	at := r.icmpSocket(func(f func() error) error { return r.within(r.nodes[node], f) })
+	for _, m := range messages {
+		if _, err := from.WriteTo(m.quoting(f, client), &net.IPAddr{IP: m.to.AsSlice()}); err != nil {
+			r.Fatalf("send type %d to %s: %v", m.kind, m.to, err)
+		}
+	}
+	quoted := string(messages[0].quoting(f, client)[8:])
+	b := make([]byte, 2000)
+	_ = at.SetReadDeadline(time.Now().Add(patience))
+	for _, want := range messages {
+		for want.node {
+			n, _, err := at.ReadFrom(b)
+			if err != nil {
+				r.Fatalf("the node has not got the message of type %d: %v", want.kind, err)
+			}
+			if n < 8 || string(b[8:n]) != quoted {
+				continue // of somebody else
+			}
+			if b[0] != want.kind || b[1] != want.code {
+				r.Errorf("the node has got a message of type %d, code %d; want %d, %d", b[0], b[1], want.kind, want.code)
+			}
+			break
+		}
+	}
+}
+
+// directErrors: ICMP errors about what a member has sent reach it, and nothing else
+// that looks like them.
+func directErrors(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	c := r.on(0, f)
+	other := f.Addr.Next() // the nodes have it as well
+	messages := []icmpTo{{other, 3, 1, false}, {f.Addr, 8, 0, false}, {f.Addr, 3, 4, true}, {f.Addr, 11, 0, true}, {f.Addr, 12, 0, true}}
+	if r.family == lb.IPv6 {
+		messages = []icmpTo{{other, 1, 1, false}, {f.Addr, 128, 0, false}, {f.Addr, 2, 0, true}, {f.Addr, 3, 0, true}}
+	}
+	r.sendErrors(c, f, 0, messages)
+}
+
+// expiry matches what nft lists of when an element is forgotten.
+var expiry = regexp.MustCompile(`expires (\S+)`)
+
+// expiries returns when the elements of a map will be forgotten.
+func (r *directRig) expiries(name string) []time.Duration {
+	r.Helper()
+	var all []time.Duration
+	for _, m := range expiry.FindAllStringSubmatch(listing(r, "nft", "list", "map", "inet", TableName, name+r.suffix()), -1) {
+		d, err := time.ParseDuration(strings.TrimRight(m[1], ","))
+		if err != nil {
+			r.Fatal(err)
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+func (r *directRig) suffix() string { return versionOf(r.self()).suffix }
+
+// directHalfClosed: a client that has sent everything reads on, though its node drains,
+// and the node learns what size of packets gets through to it.
+func directHalfClosed(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	c := r.on(0, f)
+	if _, err := io.WriteString(c, "stream\n"); err != nil {
+		r.Fatal(err)
+	}
+	if err := c.Conn.(*net.TCPConn).CloseWrite(); err != nil {
+		r.Fatal(err)
+	}
+	r.state(f, 0, lb.Draining)
+	r.mustSet()
+	r.eventually("the flow is one that is closing, and known for longer as it goes on", func() bool {
+		if _, err := c.in.ReadString('\n'); err != nil {
+			r.Fatalf("the client reads on: %v", err)
+		}
+		all := r.expiries("closing")
+		return len(all) == 1 && all[0] > closing*time.Second
+	})
+	kind := byte(3)
+	if r.family == lb.IPv6 {
+		kind = 2
+	}
+	r.sendErrors(c, f, 0, []icmpTo{{f.Addr, kind, 4, true}})
+}
+
+// directNarrowedDatagrams: source ranges reach open sessions.
+func directNarrowedDatagrams(r *directRig) {
+	f := r.add(lb.UDP)
+	r.mustSet()
+	c := r.dial(f)
+	r.mustAsk(c)
+	other := netip.PrefixFrom(r.self().Next(), r.self().BitLen())
+	r.change(f, func(route *lb.Route) { route.SourceRanges = []netip.Prefix{other} })
+	r.mustSet()
+	r.eventually("the session has ended", func() bool {
+		_, _, err := c.ask(50 * time.Millisecond)
+		return err != nil
+	})
+}
+
+// tombstones counts those of a family.
+func (r *directRig) tombstones() int {
+	r.Helper()
+	return strings.Count(listing(r, "nft", "list", "map", "inet", TableName, "flows"+r.suffix()), "0xefffffff")
+}
+
+// directTombstones: when a node dies all of its flows get tombstones, also while
+// segments of one come all the time, and stand for a minute however many come.
+func directTombstones(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	busy := r.on(0, f).LocalAddr().(*net.TCPAddr).AddrPort()
+	for range 10 {
+		r.on(0, f)
+	}
+	had := 0
+	r.eachFlow(func(d directFlow) {
+		if d.member == r.engine.direct.numbers[r.node(0)] {
+			had++
+		}
+	})
+	stop := r.flood(busy, f)
+	r.state(f, 0, lb.Dead)
+	r.mustSet()
+	r.eventually("tombstones stand", func() bool { return r.tombstones() == had })
+	if sent := stop(); sent < 100 {
+		r.Fatalf("only %d segments came meanwhile", sent)
+	}
+	for _, line := range strings.Split(listing(r, "nft", "list", "map", "inet", TableName, "flows"+r.suffix()), ",") {
+		m := expiry.FindStringSubmatch(line)
+		if m == nil || !strings.Contains(line, "0xefffffff") {
+			continue
+		}
+		if left, err := time.ParseDuration(m[1]); err != nil || left > tombstoneFor {
+			r.Errorf("a tombstone stands for another %s, %v; want %s at most", left, err, tombstoneFor)
+		}
+	}
+}
+
+// eachFlow reads the flows of the table.
+func (r *directRig) eachFlow(f func(directFlow)) {
+	r.Helper()
+	s, err := dial()
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer s.close()
+	if _, err := s.readFlows(f); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// flood sends segments of a client's flow, which are wrong in its node's eyes, until
+// stop is called, which tells how many.
+func (r *directRig) flood(client netip.AddrPort, f lb.Frontend) (stop func() int) {
+	r.Helper()
+	var s *raw
+	if err := r.within(r.client, func() (err error) { s, err = openRaw(); return err }); err != nil {
+		r.Fatal(err)
+	}
+	b := synPacket(client, netip.AddrPortFrom(f.Addr, f.Port), 1)
+	const ack = 0x10
+	b[len(b)-tcpLen+13] = ack
+	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: f.Addr.As16()}
+	if f.Addr.Is4() {
+		to = &unix.SockaddrInet4{Addr: f.Addr.As4()}
+	}
+	quit, sent := make(chan struct{}), make(chan int)
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case <-quit:
+				sent <- n
+				return
+			default:
+				_ = unix.Sendto(s.fd[versionOf(f.Addr)], b, 0, to)
+			}
+		}
+	}()
+	return func() int {
+		close(quit)
+		defer s.close()
+		return <-sent
+	}
+}
+
+// disturb commits transactions about a table of somebody else until it is stopped.
+func (r *directRig) disturb() (stop func()) {
+	r.Helper()
+	s, err := dial()
+	if err != nil {
+		r.Fatal(err)
+	}
+	quit, over := make(chan struct{}), make(chan error)
+	go func() {
+		defer s.close()
+		kinds := []uint16{unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE}
+		for n := 0; ; n++ {
+			select {
+			case <-quit:
+				if n%2 == 0 {
+					over <- nil
+					return
+				}
+			default:
+			}
+			w := newBatch()
+			w.message(kinds[n%2], unix.NLM_F_CREATE, "a table of somebody else", func() { w.text(unix.NFTA_TABLE_NAME, "disturbance") })
+			if err := s.commit(w); err != nil {
+				over <- err
+				return
+			}
+		}
+	}()
+	return func() {
+		close(quit)
+		if err := <-over; err != nil {
+			r.Error(err)
+		}
+	}
+}
+
+// directCutsInTurns: a node with many flows dies while others change tables all the
+// time. All of its flows are cut, and a Set waits for a few of them only.
+func directCutsInTurns(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	const flows = 16 * maxFlowsAtOnce
+	number := r.engine.direct.numbers[r.node(0)]
+	all := make([]element, flows)
+	for i := range all {
+		all[i] = element{"flows" + r.suffix(), string(ends{netip.AddrPortFrom(r.self(), uint16(10_000+i)), f}.key()), value{data: string(number.host()), timeout: time.Hour}}
+	}
+	r.fill(all)
+	stop := r.disturb()
+	r.state(f, 0, lb.Dead)
+	r.mustSet()
+	between := 0
+	r.eventually("all flows are cut", func() bool {
+		r.engine.mu.Lock()
+		n := len(r.engine.direct.cuts.all())
+		r.engine.mu.Unlock()
+		if n > 0 && n < flows {
+			between++
+		}
+		return n == flows
+	})
+	stop()
+	if between == 0 {
+		r.Error("the engine was locked until all flows were cut")
+	}
+	if n := r.tombstones(); n != flows {
+		r.Errorf("got %d tombstones; want %d", n, flows)
+	}
+}
+
+// key is that of the rules.
+func (e ends) key() []byte {
+	port := func(b []byte, p uint16) []byte { return append(b, byte(p>>8), byte(p), 0, 0) }
+	b := port(e.client.Addr().AsSlice(), e.client.Port())
+	return append(append(b, e.frontend.Addr.AsSlice()...), tupleKey(e.frontend)[len(e.frontend.Addr.AsSlice()):]...)
+}
+
+// fill adds elements to the table.
+func (r *directRig) fill(all []element) {
+	r.Helper()
+	s, err := dial()
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer s.close()
+	w := newBatch()
+	w.elements(unix.NFT_MSG_NEWSETELEM, all[0].set, all)
+	if err := s.commit(w); err != nil {
+		r.Fatal(err)
+	}
+}
+
+// directPortsAgain: a client that has vanished and comes again with the same port is a
+// new one, which a node that drains does not get.
+func directPortsAgain(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	c := r.on(0, f)
+	port := c.LocalAddr().(*net.TCPAddr).Port
+	if _, err := io.WriteString(c, "vanish\n"); err != nil {
+		r.Fatal(err)
+	}
+	if err := vanish(c.Conn); err != nil {
+		r.Fatal(err)
+	}
+	r.state(f, 0, lb.Draining)
+	r.mustSet()
+	again, err := r.tryFrom(port, f)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if node := r.mustAsk(again); node != "n1" {
+		r.Errorf("the new connection went to %s; want n1", node)
+	}
+}
+
+// vanish closes a connection without a word to the other end.
+func vanish(c net.Conn) error {
+	s, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	failed := s.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)
+	})
+	return errors.Join(failed, err, c.Close())
+}
+
+// directAffinityDraining: a client leaves a node that drains, and comes back to it no
+// more.
+func directAffinityDraining(r *directRig) {
+	f := r.add(lb.TCP)
+	r.change(f, func(route *lb.Route) { route.AffinityFor = time.Hour })
+	r.mustSet()
+	node := r.mustAsk(r.dial(f))
+	had := int(node[1] - '0')
+	r.state(f, had, lb.Draining)
+	r.mustSet()
+	next := r.mustAsk(r.dial(f))
+	if next == node {
+		r.Fatalf("the client went to %s, which drains", node)
+	}
+	r.state(f, had, lb.Active)
+	r.mustSet()
+	if now := r.mustAsk(r.dial(f)); now != next {
+		r.Errorf("when the node is back the client went to %s; want %s, where it was last", now, next)
+	}
+}
+
+// directRemovedBeforeRestart: connections of a removed route drain on though the
+// program is started again.
+func directRemovedBeforeRestart(r *directRig) {
+	f, _ := r.add(lb.TCP), r.add(lb.TCP)
+	r.mustSet()
+	c := r.on(0, f)
+	delete(r.table.Routes, f)
+	r.mustSet()
+	r.begin()
+	r.mustSet()
+	if node := r.mustAsk(c); node != "n0" {
+		r.Errorf("the connection went to %s; want n0", node)
+	}
+	if _, err := r.try(f); !errors.Is(err, syscall.ECONNREFUSED) {
+		r.Errorf("dial what was removed: got %v; want refused", err)
+	}
+	r.engine.mu.Lock()
+	defer r.engine.mu.Unlock()
+	left := r.engine.state.leaving[f]
+	if left == nil || left.deadline.After(time.Now().Add(lb.DefaultDrainTimeout)) || left.spec.IdleTimeout != time.Hour || left.spec.Name != "test/s0" {
+		r.Errorf("the removed route: got %+v; want what it was, until the default drain timeout", left)
+	}
+}
+
+// directRemovedMeanwhile: likewise if nobody ran when it was removed.
+func directRemovedMeanwhile(r *directRig) {
+	f, other := r.add(lb.TCP), r.add(lb.TCP)
+	r.mustSet()
+	c, stays := r.on(0, f), r.on(1, other)
+	delete(r.table.Routes, f)
+	r.begin()
+	r.mustSet()
+	if node := r.mustAsk(c); node != "n0" {
+		r.Errorf("the connection went to %s; want n0", node)
+	}
+	if node := r.mustAsk(stays); node != "n1" {
+		r.Errorf("the connection of the other route went to %s; want n1", node)
+	}
+}
+
+// handOver gives what the engine has to another one.
+func (r *directRig) handOver() {
+	r.Helper()
+	var parcels []lb.Parcel
+	if err := r.engine.HandOver(r.Context(), func(p lb.Parcel) error { parcels = append(parcels, p); return nil }); err != nil {
+		r.Fatal(err)
+	}
+	next := New(Options{Log: zaptest.NewLogger(r), Direct: true})
+	if err := next.Adopt(r.Context(), func() (lb.Parcel, error) {
+		if len(parcels) == 0 {
+			return lb.Parcel{}, io.EOF
+		}
+		p := parcels[0]
+		parcels = parcels[1:]
+		return p, nil
+	}); err != nil {
+		r.Fatal(err)
+	}
+	if err := r.engine.Shutdown(r.Context()); err != nil {
+		r.Fatal(err)
+	}
+	r.engine = next
+}
+
+// directRemovedBeforeHandOver: connections of a removed route go on for what is left
+// of its drain timeout.
+func directRemovedBeforeHandOver(r *directRig) {
+	f, _ := r.add(lb.TCP), r.add(lb.TCP)
+	r.change(f, func(route *lb.Route) { route.DrainTimeout = 2 * time.Second })
+	r.mustSet()
+	c := r.on(0, f)
+	delete(r.table.Routes, f)
+	r.mustSet()
+	end := r.engine.state.leaving[f].deadline
+	r.handOver()
+	r.mustSet()
+	if now := r.engine.state.leaving[f]; now == nil || !now.deadline.Equal(end) {
+		r.Fatalf("the removed route: got %+v; want it until %s", now, end)
+	}
+	if node := r.mustAsk(c); node != "n0" {
+		r.Errorf("the connection went to %s; want n0", node)
+	}
+	_ = c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.in.ReadString('\n'); !errors.Is(err, syscall.ECONNRESET) {
+		r.Errorf("the connection after the drain timeout: got %v; want a reset", err)
+	}
+	if now := time.Now(); now.Before(end) {
+		r.Errorf("it was reset at %s; want not before %s", now, end)
+	}
+}
+
+// directLeftBeforeRestart: the same for a member that has left its group.
+func directLeftBeforeRestart(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	c := r.on(0, f)
+	id := r.table.Routes[f].Group
+	r.table.Groups[id] = lb.Group{Backends: slices.Clone(r.table.Groups[id].Backends[1:])}
+	r.mustSet()
+	r.begin()
+	r.mustSet()
+	if node := r.mustAsk(c); node != "n0" {
+		r.Errorf("the connection went to %s; want n0", node)
+	}
+	for range 10 {
+		if node := r.mustAsk(r.dial(f)); node != "n1" {
+			r.Fatalf("a new connection went to %s; want n1", node)
+		}
+	}
+}
+
+// directCutBeforeHandOver: the ends of what was cut are provoked again by whoever
+// takes over.
+func directCutBeforeHandOver(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	client := netip.AddrPortFrom(r.self(), 9999)
+	frontend := netip.AddrPortFrom(f.Addr, f.Port)
+	member := netip.AddrPortFrom(r.node(0), targetPort)
+	now := time.Now()
+	r.engine.mu.Lock()
+	r.engine.direct.cuts.add(cut[ends]{ends{client, f}, now, 1})
+	r.engine.cuts.add(cut[flow]{flow{version: versionOf(f.Addr), client: client, frontend: frontend, source: client, member: member}, now, 2})
+	r.engine.mu.Unlock()
+	r.handOver()
+	r.engine.mu.Lock()
+	direct, through := r.engine.direct.cuts.all(), r.engine.cuts.all()
+	r.engine.mu.Unlock()
+	if len(direct) != 1 || direct[0].what != (ends{client, f}) || direct[0].tries != 1 || !direct[0].at.Equal(now) {
+		r.Errorf("cut flows: got %+v; want that of %s", direct, client)
+	}
+	if len(through) != 1 || through[0].tries != 2 || through[0].what.member != member || through[0].what.source != client || through[0].what.frontend != frontend {
+		r.Errorf("cut connections: got %+v; want that of %s", through, client)
+	}
+	r.mustSet()
+	r.eventually("they are provoked", func() bool {
+		r.engine.mu.Lock()
+		defer r.engine.mu.Unlock()
+		return r.engine.direct.cuts.empty() && r.engine.cuts.empty()
+	})
+}
+
+// directWithdraw: connections go on until the end, and are reset then, also those whose
+// client only waits.
+func directWithdraw(r *directRig) {
+	f := r.add(lb.TCP)
+	r.mustSet()
+	waits, speaks := r.on(0, f), r.on(1, f)
+	ctx, end := context.WithCancel(r.Context())
+	defer end()
+	over := make(chan error, 1)
+	go func() { over <- r.engine.Withdraw(ctx) }()
+	r.eventually("new connections are refused", func() bool {
+		c, err := r.try(f)
+		if err == nil {
+			_ = c.Close()
+		}
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+	if node := r.mustAsk(speaks); node != "n1" {
+		r.Errorf("a connection went to %s meanwhile; want n1", node)
+	}
+	select {
+	case err := <-over:
+		r.Fatalf("Withdraw has not waited for open connections: %v", err)
+	default:
+	}
+	end()
+	for name, c := range map[string]*dialled{"waits": waits, "speaks": speaks} {
+		_ = c.SetDeadline(time.Now().Add(patience))
+		if _, err := c.in.ReadString('\n'); !errors.Is(err, syscall.ECONNRESET) {
+			r.Errorf("the client that %s: got %v; want a reset", name, err)
+		}
+	}
+	if err := <-over; err != nil {
+		r.Errorf("Withdraw: %v", err)
+	}
+}
