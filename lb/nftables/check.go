@@ -43,6 +43,7 @@ func Check(o Options) []Item {
 	for _, s := range settings {
 		items = append(items, checkSetting(s.read(), kept || o.KeepSysctls))
 	}
+	items = append(items, checkMarks(o.Direct)...)
 	items = append(items, checkTracking())
 	items = append(items, e.checkSources()...)
 	if o.Direct {

@@ -41,7 +41,7 @@ func TestCheckOthers(t *testing.T) {
 		}
 		complaints := func(direct bool) string {
 			var all []string
-			for _, i := range checkOthers(direct) {
+			for _, i := range append(checkOthers(direct), checkMarks(direct)...) {
 				all = append(all, i.Detail)
 			}
 			return strings.Join(all, "\n")

@@ -88,7 +88,7 @@ func (e *Engine) keepWatch() {
 	defer e.keeper.Done()
 	timer := time.NewTimer(lookInterval)
 	defer timer.Stop()
-	for _, i := range checkOthers(e.opts.Direct) {
+	for _, i := range append(checkOthers(e.opts.Direct), checkMarks(e.opts.Direct)...) {
 		e.log.Warn(i.Name + ": " + i.Detail)
 	}
 	var cleaned time.Time

@@ -2,12 +2,10 @@ package nftables
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/lb"
 )
@@ -101,31 +99,6 @@ func (e *Engine) busy() bool {
 	return err != nil || open
 }
 
-// Left tells whether an engine has left something in the kernel, by which traffic goes
-// on. An error tells that this is not known, or, if there is something, that [Cleanup]
-// could not take it away.
-func Left() (found bool, err error) {
-	steered, steeredErr := steersAnything()
-	rules, err := dial()
-	if err != nil {
-		return steered, errors.Join(err, steeredErr)
-	}
-	defer rules.close()
-	p, err := rules.present()
-	if err != nil {
-		return steered, errors.Join(err, steeredErr)
-	}
-	if !p.table && !steered {
-		return false, steeredErr
-	}
-	raw, err := openRaw()
-	if err != nil {
-		return true, err
-	}
-	raw.close()
-	return true, nil
-}
-
 // Cleanup deletes what an engine has left in the kernel, puts back ip rules and
 // settings of links, and cuts the connections that still go through it. It tells
 // whether there was anything.
@@ -161,37 +134,6 @@ func Cleanup(log *zap.Logger) (found bool, err error) {
 	}
 	steered, err := s.prune(nil, true)
 	return p.table || steered, err
-}
-
-// steersAnything tells whether the kernel has routing rules of an engine.
-func steersAnything() (bool, error) {
-	var s steering
-	defer s.close()
-	if err := s.open(); err != nil {
-		return false, err
-	}
-	for _, v := range versions {
-		present, err := s.rules(v)
-		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-			continue // the machine has no such family
-		}
-		if err != nil || present.own() {
-			return err == nil, err
-		}
-	}
-	return false, nil
-}
-
-// takeNobody lets the table take no connection any more: whoever comes reaches this
-// machine itself, which may serve in another way by now.
-func takeNobody(rules *socket, p *present) error {
-	w := newBatch()
-	for _, name := range []string{"prerouting", "output", "direct", "stranded"} {
-		if _, there := p.chains[name]; there {
-			w.flushChain(name)
-		}
-	}
-	return rules.commit(w)
 }
 
 // remove takes no connection any more, cuts those that are open, and deletes the
