@@ -177,7 +177,7 @@ func (d *direct) learn(s *socket) error {
 	// The dead are not among the gateways, and have their rules.
 	members, err := d.steering.learn()
 	if err != nil {
-		return nil //nolint:nilerr // whoever needs routing is told when it is needed
+		clear(members) // whoever needs routing is told when it is needed
 	}
 	taken := make(map[mark]bool)
 	for _, m := range d.numbers {
