@@ -33,6 +33,7 @@ type direct struct {
 	watch    steering // the keeper's own, to look with while mu is free
 	trouble  trouble
 	told     string                   // what the log was last told of it
+	left     string                   // and of what could not be taken away
 	routes   map[lb.Frontend]lb.Route // the table's that groups was made of
 	groups   map[lb.GroupID]bool      // those that such routes use
 	longest  time.Duration            // that flows to members that are gone go on

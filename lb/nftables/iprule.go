@@ -93,7 +93,7 @@ func (r *ipRule) member() mark {
 	return m
 }
 
-// kind tells whether it is for packets to members, or for all others.
+// ofKind tells whether it is a rule for packets to members, or for all others.
 func (r *ipRule) ofKind(priority uint32, action uint8, invert bool) bool {
 	return r.priority == priority && r.action == action && r.invert == invert && r.mark == uint32(ofGateway) && r.mask == uint32(kindMask) &&
 		r.from == "all" && len(r.selectors) == 0
@@ -265,7 +265,7 @@ func prefix(b []byte, bits byte) string {
 	return netip.PrefixFrom(a, int(bits)).String()
 }
 
-// write returns the rule as the library wants it.
+// newRoutingRule returns a rule as the library wants it.
 func newRoutingRule(v *version, priority int) *netlink.Rule {
 	r := netlink.NewRule()
 	r.Family, r.Priority, r.Protocol = int(v.af), priority, steeringProtocol

@@ -67,10 +67,13 @@ func (e *Engine) unsteer() {
 	}
 	if _, err := d.steering.prune(keep, false); err != nil {
 		d.kept = nil
-		e.log.Error("ip rules, routes or settings of links of members that are gone are left; it is tried again", zap.Error(err))
+		if text := err.Error(); text != d.left {
+			d.left = text
+			e.log.Error("ip rules, routes or settings of links of members that are gone are left; it is tried again", zap.Error(err))
+		}
 		return
 	}
-	d.kept, d.active = keep, len(keep) > 0
+	d.kept, d.active, d.left = keep, len(keep) > 0, ""
 }
 
 // watchSteering repairs what others, or the kernel, have taken away on the way to
@@ -169,10 +172,12 @@ func (d *direct) learn(s *socket) error {
 	if d.steering.settings, err = s.readSettings(); err != nil {
 		return err
 	}
+	// The keeper's socket belongs to this network namespace too, whatever its thread is in.
+	_ = d.watch.open()
 	// The dead are not among the gateways, and have their rules.
 	members, err := d.steering.learn()
 	if err != nil {
-		return nil //nolint:nilerr // whoever needs routing is told when it is needed
+		clear(members) // whoever needs routing is told when it is needed
 	}
 	taken := make(map[mark]bool)
 	for _, m := range d.numbers {

@@ -388,32 +388,18 @@ func (s *steering) pruneVersion(v *version, kept map[mark]bool, thorough bool) (
 			return true, fmt.Errorf("move the ip rule for this machine's addresses back: %w", err)
 		}
 	}
-	tables := make(map[mark]bool)
-	for m := range s.done {
-		if m.version() == v && !kept[m] {
-			tables[m] = true
-		}
-	}
-	var unwanted []*netlink.Rule
-	if present.skips && !some {
-		unwanted = append(unwanted, skipRule(v))
-	}
-	for _, m := range slices.Sorted(maps.Keys(present.members)) {
-		if !kept[m] {
-			unwanted, tables[m] = append(unwanted, memberRule(v, m)), true
-		}
-	}
-	if present.loses && !some {
-		unwanted = append(unwanted, lostRule(v))
-	}
-	if present.moved && !some {
-		unwanted = append(unwanted, localRule(v))
-	}
+	unwanted := present.without(v, kept, some)
 	for _, r := range unwanted {
 		if err := s.handle.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
 			return true, fmt.Errorf("delete an ip rule of priority %d: %w", r.Priority, err)
 		}
 	}
+	tables := make(map[mark]bool)
+	for m := range s.done {
+		tables[m] = m.version() == v
+	}
+	maps.Copy(tables, present.members)
+	maps.DeleteFunc(tables, func(m mark, here bool) bool { return !here || kept[m] })
 	if thorough {
 		if err := s.strayTables(v, kept, tables); err != nil {
 			return true, err
@@ -428,6 +414,27 @@ func (s *steering) pruneVersion(v *version, kept map[mark]bool, thorough bool) (
 		delete(s.broken, m)
 	}
 	return len(unwanted)+len(tables) > 0, nil
+}
+
+// without returns the rules of members that are not kept, and all of the engine's if
+// no member of the family is.
+func (p *ipRules) without(v *version, kept map[mark]bool, some bool) []*netlink.Rule {
+	var all []*netlink.Rule
+	if p.skips && !some {
+		all = append(all, skipRule(v))
+	}
+	for _, m := range slices.Sorted(maps.Keys(p.members)) {
+		if !kept[m] {
+			all = append(all, memberRule(v, m))
+		}
+	}
+	if p.loses && !some {
+		all = append(all, lostRule(v))
+	}
+	if p.moved && !some {
+		all = append(all, localRule(v))
+	}
+	return all
 }
 
 // strayTables adds the tables that have routes and are not kept.
