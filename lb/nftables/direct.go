@@ -52,9 +52,9 @@ type direct struct {
 	checked time.Time     // the kernel's rules and routes
 	// inherited are removed routes that another process has told of.
 	inherited map[lb.Frontend]*route
-	// misled tells that clients may be remembered for members that take no new
-	// connections of their route.
-	misled bool
+	// purgeAt is when to look for clients that are remembered for members that take no
+	// new connections of their route; zero if there is no reason.
+	purgeAt time.Time
 }
 
 // directGroup names the part of a group to which packets can be routed.
@@ -405,6 +405,9 @@ func (p *plan) leave() {
 // end with the next packet, unless a route lets these go on. Members that no pool has,
 // which those of a process before may be, drain as long as they have numbers.
 func (p *plan) setGateways() {
+	if !p.next.shape.steers() {
+		return // there are no such sets
+	}
 	next := maps.Clone(p.e.direct.numbers)
 	if next == nil {
 		next = make(map[netip.Addr]mark)

@@ -263,7 +263,7 @@ func (e *Engine) recallLeaving(now time.Time) error {
 		}
 	}
 	maps.Copy(known.leaving, e.direct.inherited)
-	e.state = known
+	e.state, e.direct.purgeAt = known, now
 	for _, r := range known.leaving {
 		e.sweepAt(r.deadline)
 	}
@@ -285,9 +285,10 @@ func (d *direct) byNumber() map[mark]netip.Addr {
 func (e *Engine) purgeHomes() {
 	e.mu.Lock()
 	s, socket, members := e.state, e.watch, e.direct.byNumber()
-	due := e.direct.misled && !e.idle()
+	now := time.Now()
+	due := !e.idle() && !e.direct.purgeAt.IsZero() && !now.Before(e.direct.purgeAt)
 	if due {
-		e.direct.misled = false
+		e.direct.purgeAt = time.Time{}
 	}
 	e.mu.Unlock()
 	if !due {
@@ -314,7 +315,8 @@ func (e *Engine) purgeHomes() {
 		}
 		if err != nil && !isNotFound(err) {
 			e.mu.Lock()
-			e.direct.misled = true // others have changed tables meanwhile, and some may be left
+			// Others have changed tables meanwhile, and some may be left.
+			e.direct.purgeAt = time.Now().Add(max(time.Second, sweepShare*time.Since(now)))
 			e.mu.Unlock()
 		}
 	}

@@ -299,17 +299,6 @@ func answerStreams(l net.Listener, node int) {
 	}
 }
 
-// answerStream sends lines, also to a client that has ended its side.
-func answerStream(c net.Conn, node int) {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for range tick.C {
-		if _, err := fmt.Fprintf(c, "n%d %s\n", node, c.RemoteAddr()); err != nil {
-			return
-		}
-	}
-}
-
 // set sets the table and returns what is refused.
 func (r *directRig) set() map[lb.Frontend]error {
 	r.Helper()
@@ -452,28 +441,6 @@ func (r *directRig) flag() string {
 		return "-6"
 	}
 	return "-4"
-}
-
-// steered returns the routes of the engine's tables.
-func (r *directRig) steered() string {
-	r.Helper()
-	var own []string
-	for _, line := range strings.Split(r.ip("route show table all"), "\n") {
-		if strings.Contains(line, " table 154664") || strings.Contains(line, " table 154667") {
-			own = append(own, line)
-		}
-	}
-	return strings.Join(own, "\n")
-}
-
-// listing returns what a command prints.
-func listing(t testing.TB, command ...string) string {
-	t.Helper()
-	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
-	}
-	return string(out)
 }
 
 // TestDirect checks routes whose packets are routed as they are.

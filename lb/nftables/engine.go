@@ -267,7 +267,7 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	e.state = p.next
 	e.numbers.keep(e.state)
 	if len(p.affinity) > 0 || p.rehomed || begins {
-		e.direct.misled = true
+		e.direct.purgeAt = p.now
 		e.kick()
 		e.purgeClients(p.now)
 	}

@@ -66,7 +66,30 @@ func tableOutlivesDirect(r *directRig) {
 			r.Errorf("accepted by the other route: got %d; want 1, of before", c.Accepted)
 		}
 	}
+	r.drained()
 	r.gone("holders", "choosers", "hold_", "choose_", "take")
+}
+
+// drained lets the time be over that the connections of removed routes have.
+func (r *directRig) drained() {
+	r.Helper()
+	e := r.engine
+	e.mu.Lock()
+	over := *e.state
+	over.leaving = make(map[lb.Frontend]*route)
+	for f, old := range e.state.leaving {
+		gone := *old
+		gone.deadline = time.Now()
+		over.leaving[f] = &gone
+	}
+	e.state = &over
+	e.sweepAt(time.Now())
+	e.mu.Unlock()
+	r.eventually("removed routes are forgotten", func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return len(e.state.leaving) == 0
+	})
 }
 
 // tableLosesChains: chains that go to each other go together, in one transaction.
@@ -80,11 +103,7 @@ func tableLosesChains(r *directRig) {
 	r.mustAsk(r.dial(f))
 	delete(r.table.Routes, f)
 	r.mustSet()
-	r.eventually("the route is forgotten", func() bool {
-		r.engine.mu.Lock()
-		defer r.engine.mu.Unlock()
-		return len(r.engine.state.leaving) == 0
-	})
+	r.drained()
 	if got := warnings(); len(got) > 0 {
 		r.Errorf("warnings of changes of chains: got %q; want none", got)
 	}

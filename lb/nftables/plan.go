@@ -106,7 +106,6 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 	p.setRoutes(t.Routes)
 	p.leave()
 	p.changePools()
-	p.setGateways()
 	for f := range next.routes {
 		if !own[f.Addr] {
 			next.vips[f.Addr] = true
@@ -115,6 +114,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 	p.changeVIPs()
 	next.shape = e.shapeOf(next)
 	next.chains = next.shape.chains()
+	p.setGateways()
 	p.setSettings()
 	return p
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -434,4 +435,26 @@ func TestNumbers(t *testing.T) {
 	if n := give(2000, maxGateways); n != 0 {
 		t.Errorf("refused after flows were looked at: got %d; want none", n)
 	}
+}
+
+// steered returns the routes of the engine's tables.
+func (r *directRig) steered() string {
+	r.Helper()
+	var own []string
+	for _, line := range strings.Split(r.ip("route show table all"), "\n") {
+		if strings.Contains(line, " table 154664") || strings.Contains(line, " table 154667") {
+			own = append(own, line)
+		}
+	}
+	return strings.Join(own, "\n")
+}
+
+// listing returns what a command prints.
+func listing(t testing.TB, command ...string) string {
+	t.Helper()
+	out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
 }
