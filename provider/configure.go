@@ -106,11 +106,12 @@ func (r *round) nodePortsBeside(m *edgeMemory) map[lb.UID][]uint16 {
 	return all
 }
 
-// untoldOn returns the load balancers of an edge that are not told yet.
+// untoldOn returns the load balancers that an edge must not route yet.
 func (r *round) untoldOn(m *edgeMemory) []lb.UID {
 	var untold []lb.UID
 	for _, s := range r.subjects {
-		if s.early && m.builds[s.uid] != nil {
+		b := m.builds[s.uid]
+		if b != nil && (s.untold || slices.ContainsFunc(s.early, func(a netip.Addr) bool { return slices.Contains(b.Addresses, a) })) {
 			untold = append(untold, s.uid)
 		}
 	}

@@ -311,12 +311,7 @@ func (r *round) build() {
 		if before.sameAs(b) {
 			b = before
 		}
-		if s.untold = b.Direct() && r.mustTell(s); s.untold {
-			if before == nil || !slices.Equal(before.Addresses, b.Addresses) {
-				continue // edges keep what they have, if anything
-			}
-			b = before
-		}
+		s.untold = b.Direct() && r.mustTell(s)
 		s.built, builds[s.uid] = b, b
 	}
 	r.builds = builds
