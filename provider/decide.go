@@ -66,6 +66,7 @@ type decider struct {
 	// nodes as they are, with the time since when it does.
 	untold    map[lb.UID]time.Time
 	beginning beginning
+	kept      map[keptAddress]keptVersion
 }
 
 // newDecider returns a decider without memories.
