@@ -173,8 +173,6 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 			message += "; edges go on with what it asked for before"
 		}
 		return no(t, ReasonNotServable, message), true
-	case s.untold && s.built == nil:
-		return unknown(t, ReasonPending, fmt.Sprintf("edges route packets to %s to nodes as they are once the status of the Service says so (ipMode VIP) and nodes have had time to follow", formatAddresses(s.served))), true
 	case len(s.served) > 0 && s.built == nil && len(s.unserved()) > 0:
 		return no(t, ReasonPortsNotServed, joinBounded(s.unservedTexts())), true
 	case len(s.served) == 0:

@@ -30,6 +30,7 @@ func (r *round) configure() map[string]Wanted {
 	if _, ok := r.members[AllNodes]; !ok {
 		_, r.members[AllNodes] = r.nodes.Pool(nil)
 	}
+	r.rememberKept()
 	r.followKept()
 	objects := r.live
 	r.startRevisions()
@@ -59,40 +60,6 @@ func (r *round) configure() map[string]Wanted {
 	return wanted
 }
 
-// keptOn returns the Services of the edge's pools that go on with what they had
-// asked for before, since what they ask for by now cannot be served.
-func (r *round) keptOn(edge string) map[lb.UID]Kept {
-	var kept map[lb.UID]Kept
-	for _, s := range r.subjects {
-		if !s.keepsLast() {
-			continue
-		}
-		here := slices.DeleteFunc(slices.Clone(s.served), func(a netip.Addr) bool { return !r.serves(edge, a) })
-		if len(here) > 0 {
-			put(&kept, s.uid, Kept{Addresses: here, Endpoints: s.endpoints, NodePorts: nodePortsOf(s.svc)})
-		}
-	}
-	return kept
-}
-
-// followKept finds the nodes of the pools that edges hold for such Services.
-func (r *round) followKept() {
-	for _, s := range r.subjects {
-		if !s.keepsLast() {
-			continue
-		}
-		for _, st := range r.Fleet {
-			name := st.Holds.LoadBalancers[s.uid].Pool
-			if _, known := r.members[name]; known {
-				continue
-			}
-			if selector := selectorOf(name); selector != nil {
-				_, r.members[name] = r.nodes.Pool(selector)
-			}
-		}
-	}
-}
-
 // nodePortsBeside returns the node ports of an edge's direct load balancers.
 func (r *round) nodePortsBeside(m *edgeMemory) map[lb.UID][]uint16 {
 	var all map[lb.UID][]uint16
@@ -106,11 +73,12 @@ func (r *round) nodePortsBeside(m *edgeMemory) map[lb.UID][]uint16 {
 	return all
 }
 
-// untoldOn returns the load balancers of an edge that are not told yet.
+// untoldOn returns the load balancers that an edge must not route yet.
 func (r *round) untoldOn(m *edgeMemory) []lb.UID {
 	var untold []lb.UID
 	for _, s := range r.subjects {
-		if s.early && m.builds[s.uid] != nil {
+		b := m.builds[s.uid]
+		if b != nil && (s.untold || slices.ContainsFunc(s.early, func(a netip.Addr) bool { return slices.Contains(b.Addresses, a) })) {
 			untold = append(untold, s.uid)
 		}
 	}

@@ -66,6 +66,7 @@ type decider struct {
 	// nodes as they are, with the time since when it does.
 	untold    map[lb.UID]time.Time
 	beginning beginning
+	kept      map[keptAddress]keptVersion
 }
 
 // newDecider returns a decider without memories.
@@ -311,12 +312,7 @@ func (r *round) build() {
 		if before.sameAs(b) {
 			b = before
 		}
-		if s.untold = b.Direct() && r.mustTell(s); s.untold {
-			if before == nil || !slices.Equal(before.Addresses, b.Addresses) {
-				continue // edges keep what they have, if anything
-			}
-			b = before
-		}
+		s.untold = b.Direct() && r.mustTell(s)
 		s.built, builds[s.uid] = b, b
 	}
 	r.builds = builds

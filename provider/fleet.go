@@ -45,7 +45,7 @@ type Wanted struct {
 	// Services ask for by now cannot be served.
 	Keep map[lb.UID]Kept
 	// Untold are direct load balancers of which the status of the Service does not
-	// say so yet, since no edge was known to be able. One that is gets them later.
+	// say so yet. An edge that can do it goes on with what it has of them.
 	Untold []lb.UID
 	// NodePorts are those of direct load balancers whose Services have some, for
 	// edges that go on with an older version.

@@ -129,20 +129,6 @@ func (r *round) everybodyShares(name string) bool {
 	return slices.ContainsFunc(r.pools, func(p pool) bool { return p.Name == name && p.Shared })
 }
 
-// mightSteer says whether an edge of the address's pool can, for all that is known.
-func (r *round) mightSteer(a netip.Addr) bool {
-	p := poolOf(r.pools, a)
-	if p == nil {
-		return false
-	}
-	for name := range r.serving[p.Name] {
-		if can, known := r.edgeCan(name, lb.CapDirect); can || !known {
-			return true
-		}
-	}
-	return false
-}
-
 // told returns what the edge is to hold, but for what it must not route yet.
 func (w Wanted) told(info lb.Info) lb.Config {
 	config := w.Config
@@ -236,16 +222,25 @@ func (r *round) serve(s *subject, direct bool) {
 
 // mustTell says whether edges must not be told yet to route packets of the Service
 // to nodes, since its status does not say so or nodes may not have followed. A
-// Service of which the status says so from the beginning need not wait.
+// Service of which the status says so from the beginning need not wait. Nothing is
+// written of an address that no edge is known to do it for: that is noted as early.
 func (r *round) mustTell(s *subject) bool {
 	if r.Eventual {
 		return false
 	}
-	if slices.ContainsFunc(s.served, func(a netip.Addr) bool { return !tellsVIP(s.svc, a) }) {
+	about := false
+	for _, a := range s.served {
+		switch {
+		case tellsVIP(s.svc, a):
+		case r.steers(a):
+			about = true
+		default:
+			s.early = append(s.early, a)
+		}
+	}
+	if about {
 		r.untold[s.uid] = time.Time{}
-		// Nothing is written for what nobody will do, but edges tell why not.
-		s.early = !slices.ContainsFunc(s.served, r.mightSteer)
-		return !s.early
+		return true
 	}
 	since, waits := r.untold[s.uid]
 	if !waits {

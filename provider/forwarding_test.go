@@ -48,7 +48,7 @@ func (s *simulation) after(d time.Duration) {
 // wants says what the edge is told and what the status says.
 func (s *simulation) wants(when string, direct bool, status string) {
 	s.t.Helper()
-	l, there := s.wanted["e"].Config.LoadBalancers["uid-web"]
+	l, there := s.held["e"].Holds.LoadBalancers["uid-web"]
 	if !there || l.Direct() != direct {
 		s.t.Errorf("%s: the edge is told %+v; want it to be served, direct: %v", when, l, direct)
 	}

@@ -51,8 +51,9 @@ type simulation struct {
 	held    map[string]EdgeState
 	lost    map[string]bool
 	failing *rand.Rand
-	// able is what edges can do besides what every edge can.
-	able []lb.Capability
+	// able is what edges can do besides what every edge can, but for plain ones.
+	able  []lb.Capability
+	plain map[string]bool
 }
 
 func newSimulation(t *testing.T) *simulation {
@@ -268,6 +269,9 @@ func (s *simulation) serve(name string, w Wanted) EdgeState {
 		lb.CapLeastConnections, lb.CapSourceRanges, lb.CapAffinity, lb.CapMaxConnections,
 		lb.CapCheckGRPC, lb.CapCheckNone,
 	}, s.able)
+	if s.plain[name] {
+		st.Info.Capabilities = st.Info.Capabilities[:len(st.Info.Capabilities)-len(s.able)]
+	}
 	var config lb.Config
 	config, st.Withheld, st.Trimmed = compose(w, st.Info, s.held[name].Holds)
 	st.Holds = config

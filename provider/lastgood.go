@@ -19,6 +19,9 @@ type Kept struct {
 	// NodePorts are those that the Service has by now. Others may be another
 	// Service's.
 	NodePorts []uint16
+	// Last is what to go on with if the edge holds nothing of it, as another one
+	// holds it or did. It has no addresses if nothing is known.
+	Last lb.LoadBalancer
 }
 
 // nodePortsOf returns the node ports of a Service.
@@ -72,7 +75,11 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 		return config.Pools[name]
 	}
 	for uid, k := range w.Keep {
-		if l, ok := known.LoadBalancers[uid]; ok {
+		l, ok := known.LoadBalancers[uid]
+		if !ok {
+			l = k.Last
+		}
+		if len(l.Addresses) > 0 {
 			l.Members = k.Endpoints.among(pool(l.Pool), !l.FailOpen)
 			good.add(uid, withNodePorts(l, k.NodePorts), k.Addresses, info)
 		}

@@ -3,6 +3,7 @@ package provider
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -313,4 +314,47 @@ func TestRemovedLastGoodIsWaitedFor(t *testing.T) {
 	same(t, "listeners of y before the edge has let go", len(s.wanted["e"].Config.LoadBalancers["uid-y"].Listeners), 1)
 	s.settle()
 	same(t, "ports of y", s.on("e", "y"), "8080 443")
+}
+
+// TestLastGoodSurvivesDrains drains one edge after the other after a restart, and
+// adds one, while a Service is refused.
+func TestLastGoodSurvivesDrains(t *testing.T) {
+	s := shareOne(t, []string{"e1", "e2"}, onPorts("web", 80, 443), ofNamespace("other", onPorts("y", 8080)))
+	s.edit("web", unservable)
+	s.restart()
+	s.settle()
+	drain := func(i int, drained bool) {
+		e := s.world.Edges[i].DeepCopy()
+		e.Spec.Drain = drained
+		s.stamp(e, i)
+		s.world.Edges = slices.Clone(s.world.Edges)
+		s.world.Edges[i] = e
+		s.settle()
+	}
+	for i, edge := range []string{"e1", "e2"} {
+		drain(i, true)
+		same(t, "ports on "+edge+" while it is drained", s.on(edge, "web"), "")
+		drain(i, false)
+		same(t, "ports on "+edge+" after that", s.on(edge, "web"), "80 443")
+	}
+	more := testEdge("e3")
+	s.stamp(more, 5)
+	s.world.Edges = append(slices.Clone(s.world.Edges), more)
+	s.settle()
+	same(t, "ports on a new edge", s.on("e3", "web"), "80 443")
+	same(t, "members on a new edge", s.held["e3"].Holds.LoadBalancers["uid-web"].Pool, AllNodes)
+
+	// It is nowhere for a while, and has lost a node port meanwhile.
+	drain(0, true)
+	drain(1, true)
+	drain(2, true)
+	s.edit("web", func(svc *v1.Service) { svc.Spec.Ports[0].NodePort = 31999 })
+	s.edit("y", toPorts(8080, 443))
+	s.settle()
+	drain(0, false)
+	same(t, "ports after it was nowhere", s.on("e1", "web"), "443")
+	same(t, "ports of the other one", s.on("e1", "y"), "8080")
+	s.edit("web", func(svc *v1.Service) { svc.Spec.LoadBalancerSourceRanges = nil })
+	s.settle()
+	same(t, "ports when it is right again", s.on("e1", "web"), "80 443")
 }

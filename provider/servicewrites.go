@@ -254,7 +254,11 @@ func (r *round) standings(s *subject) []standing {
 		if _, ok := m.builds[s.uid]; !ok {
 			continue
 		}
-		all = append(all, standingOf(name, r.Fleet[name], s.uid, m.since[s.uid]))
+		st := standingOf(name, r.Fleet[name], s.uid, m.since[s.uid])
+		if s.untold && !st.unsupported {
+			st = standing{edge: name} // what it has is not the newest version
+		}
+		all = append(all, st)
 	}
 	if len(all) == 0 {
 		for _, pool := range s.built.pools {
@@ -295,6 +299,9 @@ func (r *round) programmedOf(s *subject, standings []standing) (condition, bool)
 		return c, true
 	}
 	pending := unknown(ConditionProgrammed, ReasonPending, "no edge has confirmed the newest version of the Service yet")
+	if s.untold {
+		pending.message = fmt.Sprintf("edges route packets to %s to nodes as they are once the status of the Service says so (ipMode VIP) and nodes have had time to follow", formatAddresses(s.served))
+	}
 	if before == nil {
 		return pending, true
 	}

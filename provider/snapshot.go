@@ -56,7 +56,7 @@ func (d *decider) snapshot(w World) *Snapshot { return newSnapshot(w, d.remember
 func (d *decider) remember() *decider {
 	n := newDecider()
 	n.translations, n.proposals, n.holdings, n.builds = d.translations, d.proposals, d.holdings, d.builds
-	n.granted, n.beginning, n.saidOfNodes, n.revision = d.granted, d.beginning, d.saidOfNodes, d.revision
+	n.granted, n.beginning, n.kept, n.saidOfNodes, n.revision = d.granted, d.beginning, d.kept, d.saidOfNodes, d.revision
 	n.quarantine = d.quarantine.clone()
 	for name, m := range d.edges {
 		c := *m

@@ -55,12 +55,12 @@ type subject struct {
 	// former are those that still have its addresses and are not of the pool any
 	// more.
 	drained, former []string
-	// untold says that the Service is to be served directly, and that its status does
-	// not say so yet, or has only just begun to.
+	// untold says that the Service is to be served directly, and that its status is
+	// about to say so, or has only just begun to. Edges that can go on as before.
 	untold bool
-	// early says that its status does not say so, and is not about to: no edge can do
-	// it, as far as is known.
-	early bool
+	// early are those of its addresses of which its status does not say so and is not
+	// about to: no edge can do it, as far as is known.
+	early []netip.Addr
 	// homeless says that no node of the Service has an address of its families.
 	homeless bool
 	// kept says that some edge goes on with what the Service asked for before.
@@ -104,11 +104,9 @@ type grant struct {
 }
 
 // keepsLast says that edges are to go on with what the Service asked for before, as
-// they hold it: it has its addresses, what it asks for now cannot be served, or not
-// yet, and we do not know what it asked for before.
-func (s *subject) keepsLast() bool {
-	return len(s.served) > 0 && (s.good == nil || s.untold && s.built == nil)
-}
+// they hold it: it has its addresses, what it asks for now cannot be served, and we do
+// not know what it asked for before.
+func (s *subject) keepsLast() bool { return len(s.served) > 0 && s.good == nil }
 
 // assigned says whether the Service has its addresses.
 func (s *subject) assigned() condition {
