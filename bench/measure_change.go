@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -230,7 +231,9 @@ func measureSize(ctx context.Context, b *bed, t time.Duration) (v values, o *out
 	}
 	defer func() { err = errors.Join(err, b.restart(ctx, contender.AllMembers())) }()
 	v = values{}
-	all := sizes
+	// In a new order each time: what one leaves in TIME_WAIT costs those that follow.
+	all := slices.Clone(sizes)
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	if short(t) {
 		all = sizes[:1]
 	}

@@ -11,7 +11,8 @@ import (
 
 // kubeproxy is what kube-proxy writes in its mode nftables, by hand: a map of
 // verdicts from address and port to the chain of a Service, one chain for each
-// Service and one for each endpoint. Each of these chains counts, as eclusa's do.
+// Service and one for each endpoint. Each of these chains counts connections, and
+// connection tracking counts packets and bytes, which is what eclusa counts.
 // kube-proxy takes the edge's own address as the source; the variant with a pool
 // takes eclusa's cure for what follows from that, so that rules can be compared with
 // rules.
@@ -143,6 +144,9 @@ func (k kubeproxy) Configuration(s Setup, _ string) (string, error) {
 func (k kubeproxy) Start(_ context.Context, n *Network, s Setup, dir string) (Running, error) {
 	text, err := k.Configuration(s, dir)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.Edge.Net(func() error { return write("net/netfilter/nf_conntrack_acct", "1") }); err != nil {
 		return nil, err
 	}
 	if _, err := n.Edge.Run(text, "nft", "-f", "-"); err != nil {

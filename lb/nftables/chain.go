@@ -28,7 +28,7 @@ const (
 	priorityMangle = -150
 	priorityDstNAT = -100
 	prioritySrcNAT = 100
-	afterSrcNAT    = prioritySrcNAT + 10
+	afterDstNAT    = priorityDstNAT + 10
 
 	hookPrerouting  = 0
 	hookOutput      = 3

@@ -29,7 +29,11 @@
 // the idle timeout, the member that is remembered for the client, and the choice of
 // a bucket: in turn, or by the client's address for affinity and source hashing.
 // When it leaves it is counted and gets a source address. All other packets meet
-// connection tracking only, and one counter of bytes.
+// connection tracking only, and one chain, which counts bytes by route and member and
+// picks what connection tracking calls invalid. That costs 4 to 5 % of a packet's way
+// through the machine. Connection tracking's own accounting would cost a tenth of that,
+// but what it has counted goes with the connection: bytes of those that end while the
+// program is not there to listen, as during a restart, would be lost.
 //
 // Members share the buckets of a pool by weight whatever their state is (Maglev),
 // and a bucket whose owner takes no connections goes to another by its hash, so a
@@ -109,6 +113,6 @@
 //
 // PROXY protocol, least connections, connect timeouts, members of the other family,
 // a second try at another member, SCTP. Routes that need such are refused before
-// the kernel sees them. Bytes in counters include headers. Answers to clients on
-// the edge itself are not counted.
+// the kernel sees them. Bytes in counters include headers; those between a client and
+// a member that are both on the edge itself count twice.
 package nftables

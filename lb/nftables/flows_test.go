@@ -2,6 +2,8 @@ package nftables
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -62,7 +64,8 @@ func clientOf(member, j int) netip.AddrPort {
 // TestSetAmongFlows: Set does not wait for connection tracking to be searched,
 // however many connections there are.
 func TestSetAmongFlows(t *testing.T) {
-	inNamespaces(t, func(lbtest.Network) {
+	// Not beside others, which are held to how long they take.
+	lbtest.InNamespaces(t, func(lbtest.Network) {
 		const each = 100
 		table := large(1000, 500)
 		for f, r := range table.Routes {
@@ -125,4 +128,60 @@ func TestSetAmongFlows(t *testing.T) {
 			t.Errorf("a member's death: took %s; want half the %s at most that a search takes", set, cut)
 		}
 	})
+}
+
+// bytesExact: every byte of both directions is counted once, from the first packet
+// on, also those of clients on the edge itself.
+func bytesExact(b *bench) {
+	const packets, size, bothHeaders4, bothHeaders6 = 7, 100, 28, 48
+	m := b.net.Member(b.family)
+	member, err := b.net.ListenPacket(netip.AddrPortFrom(m, targetPort))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer member.Close()
+	f := b.add(lb.UDP, m)
+	b.set()
+	outside, err := b.net.Dial(b.Context(), netip.Addr{}, f)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer outside.Close()
+	inside, err := net.Dial("udp", netip.AddrPortFrom(f.Addr, f.Port).String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer inside.Close()
+	clients := []net.Conn{outside, inside}
+	for _, c := range clients {
+		for range packets {
+			buffer := make([]byte, 2*size)
+			if err := errors.Join(c.SetDeadline(time.Now().Add(patience)), member.SetDeadline(time.Now().Add(patience))); err != nil {
+				b.Fatal(err)
+			}
+			if _, err := c.Write(buffer[:size]); err != nil {
+				b.Fatal(err)
+			}
+			n, from, err := member.ReadFrom(buffer)
+			if err != nil || n != size {
+				b.Fatalf("member: got %d bytes, error %v; want %d", n, err, size)
+			}
+			if _, err := member.WriteTo(buffer, from); err != nil {
+				b.Fatal(err)
+			}
+			if n, err := c.Read(buffer); err != nil || n != 2*size {
+				b.Fatalf("client: got %d bytes, error %v; want %d", n, err, 2*size)
+			}
+		}
+	}
+	header := uint64(bothHeaders4)
+	if b.family == lb.IPv6 {
+		header = bothHeaders6
+	}
+	n := uint64(packets * len(clients))
+	in, out := n*(size+header), n*(2*size+header)
+	got := b.counters(f)
+	if len(got.Members) != 1 || got.Members[0].BytesIn != in || got.Members[0].BytesOut != out {
+		b.Errorf("counters: got %+v; want one member with %d bytes in, %d out", got.Members, in, out)
+	}
 }

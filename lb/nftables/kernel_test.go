@@ -65,6 +65,7 @@ func TestKernel(t *testing.T) {
 			{"CutWithKeptSources", cutWithKeptSources},
 			{"CutBesideClusterProxy", cutBesideClusterProxy},
 			{"CutLosesOneSYN", cutLosesOneSYN},
+			{"BytesExact", bytesExact},
 			{"CountersOfTheGone", countersOfTheGone},
 			{"Orphans", orphansDrain},
 			{"Crowded", crowded},

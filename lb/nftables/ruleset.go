@@ -85,7 +85,7 @@ func (s *shape) chains() []*chain {
 		all = append(all, p.make())
 	}
 	for _, v := range versions {
-		all = append(all, admit(v), s.depart(v), stray(v))
+		all = append(all, admit(v), begin(v), s.depart(v), stray(v))
 	}
 	all = append(all, unserved(), invalid())
 	all = append(all, s.directChains()...)
@@ -114,26 +114,52 @@ func hooked() []*chain {
 		}
 	}
 	postrouting := &chain{name: "postrouting", hook: &hook{ofNAT, hookPostrouting, prioritySrcNAT}}
-	// Both kinds of marks: the first of them are 0xec and 0xed.
-	const routeOrPool = kindMask &^ 0x01000000
 	for _, v := range versions {
 		postrouting.add(v.only().direction(0).marked(ofRoute, routeOrPool).goTo("depart" + v.suffix))
 	}
-	// These two see every packet, so the first rule is the only one for those of
-	// others, and as few as can be for ours.
-	counting := &chain{name: "counting", hook: &hook{ofFilter, hookPostrouting, afterSrcNAT}}
-	counting.add(newRule().ct(unix.NFT_CT_MARK, first).masked(first, kindMask.host()).compare(unix.NFT_CMP_NEQ, first, ofRoute.host()).accept())
-	for _, v := range versions {
-		for direction, name := range []string{"in", "out"} {
-			counting.add(v.only().direction(uint8(direction)).ct(unix.NFT_CT_MARK, first).ctOf(replyDirection, v.ctSource, first+1).update(name+v.suffix, first).accept())
-		}
-	}
-	strays := &chain{name: "strays", hook: &hook{ofFilter, hookPrerouting, priorityMangle}}
-	strays.add(newRule().invalid().goTo("invalid"))
+	counting := accounting("accounting", hookPrerouting)
+	counting.add(newRule().invalid().goTo("invalid"))
 	own := &chain{name: "own", hook: &hook{ofFilter, hookOutput, priorityRaw}}
 	own.add(newRule().meta(unix.NFT_META_MARK, first).equal(first, mark(bypassMark).host()).untracked())
-	return []*chain{own, strays, prerouting, output, postrouting, counting}
+	return []*chain{own, prerouting, counting, output, accounting("accounting_own", hookOutput), postrouting}
 }
+
+// accounting returns a chain that counts bytes. It sees every packet, behind NAT, so
+// the first rule is the only one for those of others, and as few as can be for ours:
+// a lookup, which counts too, is cheaper than an update, and it fails for the first
+// packet from a route to a member only.
+func accounting(name string, hookNumber uint32) *chain {
+	c := &chain{name: name, hook: &hook{ofFilter, hookNumber, afterDstNAT}}
+	c.add(newRule().ct(unix.NFT_CT_MARK, first).masked(first, routeOrPool.host()).compare(unix.NFT_CMP_NEQ, first, ofRoute.host()).accept())
+	each := func(count func(r *rule, set string) *rule) {
+		for _, v := range versions {
+			for direction, set := range []string{"in", "out"} {
+				r := v.only().direction(uint8(direction)).ct(unix.NFT_CT_MARK, first).ctOf(replyDirection, v.ctSource, first+1)
+				c.add(count(r, set+v.suffix).accept())
+			}
+		}
+	}
+	each(func(r *rule, set string) *rule { return r.in(set, first) })
+	for _, v := range versions {
+		c.add(v.only().marked(ofPool, kindMask).jump("begin" + v.suffix))
+	}
+	each(func(r *rule, set string) *rule { return r.update(set, first) })
+	return c
+}
+
+// begin gives the connection the mark of its route again.
+func begin(v *version) *chain {
+	c := &chain{name: "begin" + v.suffix}
+	words := reg(v.length / 4)
+	for _, p := range protocols {
+		c.add(newRule().protocol(p.number).ctOf(0, v.ctDest, first).meta(unix.NFT_META_L4PROTO, first+words).ctOf(0, unix.NFT_CT_PROTO_DST, first+words+1).
+			mapped("routes"+v.suffix, first, first).setCtMark(first))
+	}
+	return c
+}
+
+// routeOrPool selects both kinds of marks: they are 0xec and 0xed.
+const routeOrPool = kindMask &^ 0x01000000
 
 const replyDirection = 1
 
@@ -274,14 +300,9 @@ func (p picker) make() *chain {
 	return c
 }
 
-// depart gives the connection the mark of its route again, and a source address.
+// depart counts a connection and gives it a source address.
 func (s *shape) depart(v *version) *chain {
 	c := &chain{name: "depart" + v.suffix}
-	words := reg(v.length / 4)
-	for _, p := range protocols {
-		c.add(newRule().protocol(p.number).ctOf(0, v.ctDest, first).meta(unix.NFT_META_L4PROTO, first+words).ctOf(0, unix.NFT_CT_PROTO_DST, first+words+1).
-			mapped("routes"+v.suffix, first, first).setCtMark(first))
-	}
 	c.add(newRule().ct(unix.NFT_CT_MARK, first).update("accepted", first))
 	member := v.only().ct(unix.NFT_CT_MARK, first).payload(unix.NFT_PAYLOAD_NETWORK_HEADER, v.destination, v.length, first+1)
 	c.add(member.update("connections"+v.suffix, first))
