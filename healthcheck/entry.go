@@ -94,7 +94,7 @@ func newIndex() index { return index{seed: maphash.MakeSeed(), chains: make([]*e
 
 // chain returns where the chain begins that a key belongs to.
 func (x *index) chain(k key) **entry {
-	return &x.chains[maphash.Comparable(x.seed, k)&uint64(len(x.chains)-1)]
+	return &x.chains[maphash.Comparable(x.seed, k)%uint64(len(x.chains))]
 }
 
 func (x *index) find(k key) *entry {

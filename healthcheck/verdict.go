@@ -178,7 +178,7 @@ func trimmed(f *Failure) *Failure {
 // micros keeps what a probe took, which is never over MaxTimeout by much, in four
 // bytes.
 func micros(d time.Duration) uint32 {
-	return uint32(min(max(d.Microseconds(), 0), math.MaxUint32)) //nolint:gosec // bounded
+	return uint32(min(max(d.Microseconds(), 0), math.MaxUint32))
 }
 
 // nanos and fromNanos keep times in eight bytes. The zero Time is 0.

@@ -186,10 +186,10 @@ func bury(flows []directFlow, commit func(*batch) error) (buried []directFlow, e
 	case half > 0:
 		// One that is not there any more has all of them refused.
 		for _, part := range [][]directFlow{flows[:half], flows[half:]} {
-			some, failed := bury(part, commit)
-			buried, err = append(buried, some...), failed
-			if failed != nil {
-				return buried, failed
+			some, err := bury(part, commit)
+			buried = append(buried, some...)
+			if err != nil {
+				return buried, err
 			}
 		}
 		return buried, nil

@@ -373,12 +373,4 @@ func sameMap[K comparable, V any](a, b map[K]V) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
-func setOf[T comparable](all []T) map[T]bool {
-	set := make(map[T]bool, len(all))
-	for _, t := range all {
-		set[t] = true
-	}
-	return set
-}
-
 func isNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }

@@ -68,7 +68,7 @@ func (n *numbers) note(m mark) {
 	case ofOwner:
 		n.owner = max(n.owner, id)
 	case ofGateway, tombstone: // have numbers of their own
-	case kindMask, maxID: // are no kinds
+	case kindMask, maxID, gatewayNumbers, routeOrPool: // are no kinds
 	}
 }
 
