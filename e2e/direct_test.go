@@ -60,9 +60,7 @@ func TestClientsAreSeen(t *testing.T) {
 	t.Run("DeadNode", func(t *testing.T) { c.routesAround(t, addr) })
 	t.Run("PolicyCluster", func(t *testing.T) {
 		c.update(t, ns, "web", func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster })
-		for _, protocol := range protocols {
-			caller{host: c.client}.answers(t, protocol, directPort(addr, protocol))
-		}
+		c.hidesClient(t, addr)
 	})
 }
 
@@ -94,15 +92,22 @@ func (c *cluster) leavesSources(t *testing.T, ns string) {
 	}
 	c.update(t, ns, s.Name, func(s *corev1.Service) { s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyCluster })
 	for _, a := range addrs {
-		for _, protocol := range protocols {
-			eventually(t, 10*time.Second, func() error {
-				got, err := caller{host: c.client}.ask(t.Context(), protocol, directPort(a, protocol))
-				if client, _ := netip.ParseAddrPort(got.client); err == nil && client.Addr() == c.clientOf(a) {
-					err = fmt.Errorf("%s %s: the pod on %q sees %s; want a node's address under policy Cluster", protocol, a, got.node, got.client)
-				}
-				return err
-			})
-		}
+		c.hidesClient(t, a)
+	}
+}
+
+// hidesClient asks until pods see a node's address, which they do once policy Cluster
+// is in force.
+func (c *cluster) hidesClient(t *testing.T, addr netip.Addr) {
+	t.Helper()
+	for _, protocol := range protocols {
+		eventually(t, 10*time.Second, func() error {
+			got, err := caller{host: c.client}.ask(t.Context(), protocol, directPort(addr, protocol))
+			if client, _ := netip.ParseAddrPort(got.client); err == nil && client.Addr() == c.clientOf(addr) {
+				err = fmt.Errorf("%s %s: the pod on %q sees %s; want a node's address under policy Cluster", protocol, addr, got.node, got.client)
+			}
+			return err
+		})
 	}
 }
 

@@ -175,6 +175,19 @@ func (l *load) stop(t *testing.T) {
 	}
 }
 
+// fewFailed fails the test if more than one in a thousand requests failed, of a load
+// that has ended.
+func (l *load) fewFailed(t *testing.T) {
+	t.Helper()
+	all, failed := len(l.latency)+len(l.failures), len(l.failures)
+	for _, f := range l.failures {
+		t.Logf("failed: %s", f.text)
+	}
+	if all == 0 || failed*1000 > all {
+		t.Errorf("%d of %d connections failed, want 0.1 %% at most", failed, all)
+	}
+}
+
 // A talk is one long connection to the echo port, with a word every 50 ms.
 type talk struct {
 	conn net.Conn

@@ -206,7 +206,7 @@ func programmed(s *subject, standings []standing) (condition, bool) {
 	complaints := texts(s.translation.Complaints)
 	message := joinBounded(partly, trouble, complaints)
 	switch {
-	case known == 0:
+	case known == 0, s.untold && applied == 0: // an edge that can do it is about to be told
 		return condition{}, false
 	case applied > 0 && len(trouble) > 0:
 		return yes(t, ReasonDegraded, message), true

@@ -14,7 +14,12 @@ import (
 type edgeMemory struct {
 	config lb.Config
 	builds map[lb.UID]*built
-	// since is the revision in which each load balancer last changed.
+	// kept are the addresses of those that go on as the edge holds them, and untold
+	// those that it must not route yet.
+	kept   map[lb.UID][]netip.Addr
+	untold []lb.UID
+	// since is the revision in which each load balancer last changed, or ceased to be
+	// untold.
 	since map[lb.UID]uint64
 	// last is the last revision that had each address that is in none any more.
 	last map[netip.Addr]uint64
@@ -46,14 +51,15 @@ func (r *round) configure() map[string]Wanted {
 			m = &edgeMemory{since: map[lb.UID]uint64{}, last: map[netip.Addr]uint64{}}
 			r.edges[name] = m
 		}
-		m.update(r.buildsOf(name, m), r.nodes.Nodes, r.members, &r.revision)
+		builds, keep := r.buildsOf(name, m), r.keptOn(name)
+		m.update(builds, addressesOfKept(keep), r.untoldOf(builds), r.nodes.Nodes, r.members, &r.revision)
 		wanted[name] = Wanted{
 			EdgeSpec:        edgeSpec(e),
 			Config:          m.config,
 			ReleaseRemovals: e.Annotations[v1alpha1.ReleaseRemovalsAnnotation],
 			Blind:           !r.Fleet[name].Known,
-			Keep:            r.keptOn(name),
-			Untold:          r.untoldOn(m),
+			Keep:            keep,
+			Untold:          m.untold,
 			NodePorts:       r.nodePortsBeside(m),
 		}
 	}
@@ -73,11 +79,12 @@ func (r *round) nodePortsBeside(m *edgeMemory) map[lb.UID][]uint16 {
 	return all
 }
 
-// untoldOn returns the load balancers that an edge must not route yet.
-func (r *round) untoldOn(m *edgeMemory) []lb.UID {
+// untoldOf returns those of an edge's load balancers that it must not route yet, in
+// order.
+func (r *round) untoldOf(builds map[lb.UID]*built) []lb.UID {
 	var untold []lb.UID
 	for _, s := range r.subjects {
-		b := m.builds[s.uid]
+		b := builds[s.uid]
 		if b != nil && (s.untold || slices.ContainsFunc(s.early, func(a netip.Addr) bool { return slices.Contains(b.Addresses, a) })) {
 			untold = append(untold, s.uid)
 		}
@@ -190,7 +197,7 @@ func (r *round) mayHave(edge string, s *subject, a netip.Addr) bool {
 	if m == nil {
 		return false
 	}
-	if b := m.builds[s.uid]; b != nil && slices.Contains(b.Addresses, a) {
+	if b := m.builds[s.uid]; b != nil && slices.Contains(b.Addresses, a) || slices.Contains(m.kept[s.uid], a) {
 		return true
 	}
 	last, told := m.last[a]
@@ -215,22 +222,28 @@ func (b *built) only(places []int, before *built) *built {
 }
 
 // update brings the memory of an edge to what it is to do now, and takes the
-// next revision if that is something else than before.
-func (m *edgeMemory) update(builds map[lb.UID]*built, nodes map[lb.NodeName]lb.Node, pools map[lb.PoolName]lb.Pool, revision *uint64) {
-	sameBuilds := maps.Equal(m.builds, builds)
-	if m.config.Revision != 0 && !m.stale && sameBuilds && reflect.DeepEqual(m.config.Nodes, nodes) && reflect.DeepEqual(m.config.Pools, pools) {
+// next revision if that is something else than before. What the edge goes on with is
+// not in its configuration, and still takes one when an address goes or a load balancer
+// ceases to be untold: what the edge says of an older one is not about that.
+func (m *edgeMemory) update(builds map[lb.UID]*built, kept map[lb.UID][]netip.Addr, untold []lb.UID, nodes map[lb.NodeName]lb.Node, pools map[lb.PoolName]lb.Pool, revision *uint64) {
+	sameBuilds, sameKept := maps.Equal(m.builds, builds), maps.EqualFunc(m.kept, kept, slices.Equal)
+	ended := m.endedOf(untold, builds)
+	m.untold = untold
+	if m.config.Revision != 0 && !m.stale && sameBuilds && sameKept && len(ended) == 0 && reflect.DeepEqual(m.config.Nodes, nodes) && reflect.DeepEqual(m.config.Pools, pools) {
 		return
 	}
 	*revision++
 	config := lb.Config{Revision: *revision, Nodes: nodes, Pools: pools, LoadBalancers: m.config.LoadBalancers}
-	if !sameBuilds || config.LoadBalancers == nil {
-		m.noteLast(builds)
+	if !sameBuilds || !sameKept {
+		m.noteLast(builds, kept)
+	}
+	if !sameBuilds || len(ended) > 0 || config.LoadBalancers == nil {
 		config.LoadBalancers = make(map[lb.UID]lb.LoadBalancer, len(builds))
 		since := make(map[lb.UID]uint64, len(builds))
 		for uid, b := range builds {
 			config.LoadBalancers[uid] = b.LoadBalancer
 			since[uid] = *revision
-			if m.builds[uid] == b {
+			if m.builds[uid] == b && !ended[uid] {
 				since[uid] = m.since[uid]
 			}
 		}
@@ -239,22 +252,44 @@ func (m *edgeMemory) update(builds map[lb.UID]*built, nodes map[lb.NodeName]lb.N
 	if m.first == 0 {
 		m.first = *revision
 	}
-	m.config, m.builds, m.stale = config, builds, false
+	m.config, m.builds, m.kept, m.stale = config, builds, kept, false
+}
+
+// endedOf returns the load balancers that were untold and are so no more.
+func (m *edgeMemory) endedOf(untold []lb.UID, builds map[lb.UID]*built) map[lb.UID]bool {
+	var ended map[lb.UID]bool
+	for _, uid := range m.untold {
+		if _, still := slices.BinarySearch(untold, uid); !still && builds[uid] != nil {
+			put(&ended, uid, true)
+		}
+	}
+	return ended
 }
 
 // noteLast notes the revision that last had the addresses that are about to go.
-func (m *edgeMemory) noteLast(next map[lb.UID]*built) {
-	for uid, b := range m.builds {
-		if next[uid] == b {
-			continue
-		}
-		for _, a := range b.Addresses {
+func (m *edgeMemory) noteLast(builds map[lb.UID]*built, kept map[lb.UID][]netip.Addr) {
+	note := func(addrs []netip.Addr) {
+		for _, a := range addrs {
 			m.last[a] = m.config.Revision
 		}
 	}
-	for _, b := range next {
-		for _, a := range b.Addresses {
+	forget := func(addrs []netip.Addr) {
+		for _, a := range addrs {
 			delete(m.last, a)
 		}
+	}
+	for uid, b := range m.builds {
+		if builds[uid] != b {
+			note(b.Addresses)
+		}
+	}
+	for _, addrs := range m.kept {
+		note(addrs)
+	}
+	for _, b := range builds {
+		forget(b.Addresses)
+	}
+	for _, addrs := range kept {
+		forget(addrs)
 	}
 }

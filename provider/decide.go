@@ -66,7 +66,7 @@ type decider struct {
 	// nodes as they are, with the time since when it does.
 	untold    map[lb.UID]time.Time
 	beginning beginning
-	kept      map[keptAddress]keptVersion
+	kept      map[lb.UID]keptVersion
 }
 
 // newDecider returns a decider without memories.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,11 +55,31 @@ type simulation struct {
 	// able is what edges can do besides what every edge can, but for plain ones.
 	able  []lb.Capability
 	plain map[string]bool
+	// lags says that edges do what they acknowledge a round later, and let the last
+	// connections to addresses end in the rounds after.
+	lags   bool
+	acting map[string]acting
+}
+
+// acting is what an edge that lags has acknowledged and is about to do, and which
+// addresses it has meanwhile.
+type acting struct {
+	next    lb.Status
+	due     map[lb.UID][]netip.Addr
+	has     map[lb.UID][]netip.Addr
+	leaving []leaving
+}
+
+// leaving is an address to which connections go on for so many rounds.
+type leaving struct {
+	uid    lb.UID
+	addr   netip.Addr
+	rounds int
 }
 
 func newSimulation(t *testing.T) *simulation {
 	s := &simulation{t: t, decider: newDecider(), slices: map[string][]*discoveryv1.EndpointSlice{}, sick: map[lb.NodeName]healthcheck.State{},
-		held: map[string]EdgeState{}, lost: map[string]bool{}}
+		held: map[string]EdgeState{}, lost: map[string]bool{}, acting: map[string]acting{}}
 	s.world = World{
 		Now: epoch, Controllers: Controllers{Stock: true, Class: true},
 		Namespaces: map[string]labels.Set{"default": {v1.LabelMetadataName: "default"}}, Fleet: map[string]EdgeState{},
@@ -175,7 +196,8 @@ func (s *simulation) checkOrder() {
 }
 
 // reach tells edges what is wanted of them. One of which it is not known what it
-// holds is asked for that first, and one that is lost keeps what it has.
+// holds is asked for that first, one that is paused is told nothing, and one that is
+// lost keeps what it has.
 func (s *simulation) reach(wanted map[string]Wanted) {
 	s.t.Helper()
 	fleet := map[string]EdgeState{}
@@ -186,30 +208,92 @@ func (s *simulation) reach(wanted map[string]Wanted) {
 			before.Name, before.Connected, before.Problem = name, false, "no route"
 			fleet[name] = before
 			continue
-		case w.Blind && known:
+		case (w.Blind || w.Paused) && known:
 			fleet[name] = st
 			continue
 		}
 		fleet[name] = s.serve(name, w)
+		if s.lags {
+			fleet[name] = s.act(name, fleet[name])
+		}
 		s.held[name] = fleet[name]
 	}
 	s.world.Fleet = fleet
 }
 
+// act lets an edge do what it acknowledged a round before, and nothing else yet: of
+// what it holds by now it says nothing.
+func (s *simulation) act(name string, st EdgeState) EdgeState {
+	before, began := s.acting[name]
+	now := acting{next: st.Status, due: map[lb.UID][]netip.Addr{}}
+	for uid, l := range st.Holds.LoadBalancers {
+		now.due[uid] = l.Addresses
+	}
+	if !began {
+		before = acting{next: st.Status, due: now.due}
+	}
+	now.has, now.leaving = before.due, before.leaving
+	for uid, addrs := range before.has {
+		for _, a := range addrs {
+			now.leaving = append(now.leaving, leaving{uid, a, 4})
+		}
+	}
+	st.Status = before.next
+	st.Status.LoadBalancers = maps.Clone(before.next.LoadBalancers)
+	now.leaving = slices.DeleteFunc(now.leaving, func(l leaving) bool { return l.rounds == 1 || slices.Contains(now.has[l.uid], l.addr) })
+	for i, l := range now.leaving {
+		now.leaving[i].rounds--
+		told := st.Status.LoadBalancers[l.uid]
+		told.Leaving = append(slices.Clone(told.Leaving), l.addr)
+		st.Status.LoadBalancers[l.uid] = told
+	}
+	s.acting[name] = now
+	return st
+}
+
+// having returns the edges that may send or answer packets with an address for a
+// Service, or for any if none is named.
+func (s *simulation) having(service string, a netip.Addr) []string {
+	var edges []string
+	for _, name := range sortedNames(s.held) {
+		st := s.held[name]
+		has := func(uid lb.UID, addrs []netip.Addr) bool {
+			return (service == "" || uid == lb.UID("uid-"+service)) && slices.Contains(addrs, a)
+		}
+		found := false
+		for uid, l := range st.Holds.LoadBalancers {
+			found = found || has(uid, l.Addresses)
+		}
+		for uid, l := range st.Status.LoadBalancers {
+			found = found || has(uid, l.Leaving)
+		}
+		for uid, addrs := range s.acting[name].has {
+			found = found || has(uid, addrs)
+		}
+		if found {
+			edges = append(edges, name)
+		}
+	}
+	return edges
+}
+
 // settle decides until nothing is left to write.
 func (s *simulation) settle() {
 	s.t.Helper()
-	quiet := 0
-	for range 12 {
+	quiet, enough := 0, 2 // what edges do is seen a round later
+	if s.lags {
+		enough = 7
+	}
+	for range 6 * enough {
 		s.world.Now = s.world.Now.Add(10 * time.Second)
 		if s.round() {
 			quiet = 0
-		} else if quiet++; quiet == 2 { // what edges do is seen a round later
+		} else if quiet++; quiet == enough {
 			return
 		}
 	}
 	for target, w := range s.decider.decide(s.world).Writes {
-		s.t.Errorf("after twelve rounds there is still something to write: %s: %s", target, w.Patch)
+		s.t.Errorf("after %d rounds there is still something to write: %s: %s", 6*enough, target, w.Patch)
 	}
 }
 

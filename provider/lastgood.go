@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/eclusa-lb/eclusa/ipam"
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -19,9 +20,24 @@ type Kept struct {
 	// NodePorts are those that the Service has by now. Others may be another
 	// Service's.
 	NodePorts []uint16
-	// Last is what to go on with if the edge holds nothing of it, as another one
-	// holds it or did. It has no addresses if nothing is known.
+	// Last is what to go on with if the edge holds nothing of it, or not all of its
+	// addresses, as others hold it or did. It has no addresses if nothing is known.
 	Last lb.LoadBalancer
+}
+
+// on returns what an edge goes on with that holds l: with the addresses that it does
+// not hold yet, if it can, and no port of l is left to others.
+func (k Kept) on(l lb.LoadBalancer, info lb.Info) lb.LoadBalancer {
+	more := l
+	more.Addresses = appendNew(slices.Clone(l.Addresses), k.Last.Addresses...)
+	if len(more.MemberFamilies) == 0 {
+		more.MemberFamilies = k.Last.MemberFamilies
+	}
+	left := slices.ContainsFunc(portKeys(l.Listeners), func(p ipam.PortKey) bool { return !slices.Contains(portKeys(k.Last.Listeners), p) })
+	if len(more.Addresses) == len(l.Addresses) || left || l.Direct() != k.Last.Direct() || len(more.Shortfall(info.Capabilities).Lacking) > 0 {
+		return l
+	}
+	return more
 }
 
 // nodePortsOf returns the node ports of a Service.
@@ -76,7 +92,9 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 	}
 	for uid, k := range w.Keep {
 		l, ok := known.LoadBalancers[uid]
-		if !ok {
+		if ok {
+			l = k.on(l, info)
+		} else {
 			l = k.Last
 		}
 		if len(l.Addresses) > 0 {
@@ -95,7 +113,7 @@ func compose(w Wanted, info lb.Info, known lb.Config) (lb.Config, map[lb.UID]lb.
 			good.add(uid, withNodePorts(l, w.nodePorts(uid)), newest.Addresses, info)
 		}
 	}
-	good.giveUp(config.LoadBalancers)
+	good.giveUp(w.Config.LoadBalancers)
 	for uid, l := range good {
 		put(&config.LoadBalancers, uid, l)
 	}
@@ -118,9 +136,9 @@ func (g lastGood) add(uid lb.UID, l lb.LoadBalancer, own []netip.Addr, info lb.I
 	}
 }
 
-// giveUp takes the ports away that load balancers in their newest version have on the
-// same addresses: they got them since the newest version of the other one does
-// without.
+// giveUp takes the ports away that others have in their newest version on the same
+// addresses, whether the edge can serve that or not: they got them since the newest
+// version of this one does without, and clients of theirs must not get to it.
 func (g lastGood) giveUp(newest map[lb.UID]lb.LoadBalancer) {
 	sharing := map[netip.Addr][]lb.UID{}
 	for uid, l := range g {
@@ -128,11 +146,11 @@ func (g lastGood) giveUp(newest map[lb.UID]lb.LoadBalancer) {
 			sharing[a] = append(sharing[a], uid)
 		}
 	}
-	for _, n := range newest {
+	for owner, n := range newest {
 		for _, a := range n.Addresses {
 			for _, uid := range sharing[a] {
 				l, ok := g[uid]
-				if !ok {
+				if !ok || uid == owner {
 					continue
 				}
 				l.Listeners = slices.DeleteFunc(slices.Clone(l.Listeners), func(x lb.Listener) bool {

@@ -342,7 +342,7 @@ func TestLastGoodSurvivesDrains(t *testing.T) {
 	s.world.Edges = append(slices.Clone(s.world.Edges), more)
 	s.settle()
 	same(t, "ports on a new edge", s.on("e3", "web"), "80 443")
-	same(t, "members on a new edge", s.held["e3"].Holds.LoadBalancers["uid-web"].Pool, AllNodes)
+	same(t, "pool of nodes on a new edge", s.held["e3"].Holds.LoadBalancers["uid-web"].Pool, AllNodes)
 
 	// It is nowhere for a while, and has lost a node port meanwhile.
 	drain(0, true)

@@ -272,6 +272,11 @@ func (r *round) toldBy(edge string) func(netip.Addr) bool {
 				serving[a] = true
 			}
 		}
+		for _, addrs := range m.kept {
+			for _, a := range addrs {
+				serving[a] = true
+			}
+		}
 		maps.DeleteFunc(m.last, func(_ netip.Addr, revision uint64) bool { return st.Holds.Revision > revision })
 		last = m.last
 	}

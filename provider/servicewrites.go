@@ -433,9 +433,9 @@ func (r *round) statesFor(s *subject) []EdgeState {
 	return states
 }
 
-// published returns the addresses that the status is to tell: those that an
-// edge serves, or is to serve once the status tells them, and those that it tells already, since an edge that is lost for
-// a moment must not change what the cluster's DNS says.
+// published returns the addresses that the status is to tell: those that an edge
+// serves, or is to serve once the status tells them, and those that it tells already,
+// since an edge that is lost for a moment must not change what the cluster's DNS says.
 func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range addrs {
@@ -443,7 +443,7 @@ func (r *round) published(s *subject, addrs []netip.Addr, standings []standing) 
 			p := poolOf(r.pools, a)
 			return st.applied && p != nil && r.serving[p.Name][st.edge] && !slices.Contains(st.without, a)
 		}
-		before := s.translation.Direct && r.steers(a) // nodes must know of them first
+		before := s.good != nil && s.good.Direct && r.steers(a) // nodes must know of them first
 		if slices.Contains(s.told, a) || slices.Contains(s.served, a) && (before || slices.ContainsFunc(standings, serves)) {
 			out = append(out, a)
 		}

@@ -207,7 +207,8 @@ func (r *round) reserve() map[netip.Addr]ipam.Reserved {
 func (r *round) givesUp(edge string, uid lb.UID) bool {
 	st := r.Fleet[edge]
 	_, withheld := st.Withheld[uid]
-	return withheld && st.Connected && st.Known && st.Problem == "" && !r.live[edge].Spec.Paused
+	held := slices.Contains(st.RemovalHeld, loadBalancerKey+string(uid)) // all of it, then
+	return withheld && !held && st.Connected && st.Known && st.Problem == "" && !r.live[edge].Spec.Paused
 }
 
 // reserveOn notes what an edge holds of an address for a Service whose it is not.

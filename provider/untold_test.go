@@ -89,7 +89,10 @@ func TestForwardingThatNoEdgeIsKnownToDo(t *testing.T) {
 	clear(s.lost)
 	s.after(time.Second)
 	same(t, "on the edge that turns up", s.reading("late", "web"), "nothing")
-	for told(s.service("web")) != "192.0.2.1 VIP" {
+	for i := 0; told(s.service("web")) != "192.0.2.1 VIP"; i++ {
+		if i == 10 {
+			t.Fatalf("the status says %s after ten rounds; want VIP", told(s.service("web")))
+		}
 		s.after(time.Millisecond)
 		same(t, "on that edge before the status has said so", s.reading("late", "web"), "nothing")
 		if t.Failed() {
@@ -123,4 +126,44 @@ func TestUntoldServiceFollowsItsPods(t *testing.T) {
 	same(t, "programmed meanwhile", says(s.service("web"), ConditionProgrammed), "True Programmed")
 	s.settle()
 	s.wants("in the end", true, "192.0.2.1 VIP")
+}
+
+// An edge that is to route packets as they are does not count as doing so before it
+// was told.
+func TestForwardingIsNotProgrammedUnsent(t *testing.T) {
+	s := directWorld(t, lb.CapDirect)
+	s.forward(v1alpha1.ForwardDirect)
+	s.after(0)
+	s.after(0)
+	s.wants("before nodes have followed", false, "192.0.2.1 VIP")
+	s.changeEdge("e", pausing(true))
+	s.after(nodesFollow)
+	for range 3 {
+		s.after(unconfirmedAfter)
+	}
+	s.wants("when the edge is paused", false, "192.0.2.1 VIP")
+	same(t, "programmed meanwhile", says(s.service("web"), ConditionProgrammed), "Unknown Pending")
+	s.changeEdge("e", pausing(false))
+	s.settle()
+	s.wants("when it is told", true, "192.0.2.1 VIP")
+	same(t, "programmed then", says(s.service("web"), ConditionProgrammed), "True Programmed")
+}
+
+// That one edge of several cannot do it is no trouble while the others are about to be
+// told.
+func TestForwardingOfSomeEdges(t *testing.T) {
+	s := directWorld(t, lb.CapDirect)
+	s.plain = map[string]bool{"plain": true}
+	plain := testEdge("plain")
+	s.stamp(plain, 4)
+	s.world.Edges = append(s.world.Edges, plain)
+	s.settle()
+	s.forward(v1alpha1.ForwardDirect)
+	for range 4 {
+		s.after(nodesFollow / 3)
+		same(t, "programmed meanwhile", says(s.service("web"), ConditionProgrammed), "True Programmed")
+	}
+	s.settle()
+	s.wants("in the end", true, "192.0.2.1 VIP")
+	same(t, "programmed in the end", says(s.service("web"), ConditionProgrammed), "True Degraded")
 }
