@@ -67,11 +67,11 @@ type acting struct {
 	next    lb.Status
 	due     map[lb.UID][]netip.Addr
 	has     map[lb.UID][]netip.Addr
-	leaving []leaving
+	leaving []lingering
 }
 
-// leaving is an address to which connections go on for so many rounds.
-type leaving struct {
+// lingering is an address to which connections go on for so many rounds.
+type lingering struct {
 	uid    lb.UID
 	addr   netip.Addr
 	rounds int
@@ -235,12 +235,12 @@ func (s *simulation) act(name string, st EdgeState) EdgeState {
 	now.has, now.leaving = before.due, before.leaving
 	for uid, addrs := range before.has {
 		for _, a := range addrs {
-			now.leaving = append(now.leaving, leaving{uid, a, 4})
+			now.leaving = append(now.leaving, lingering{uid, a, 4})
 		}
 	}
 	st.Status = before.next
 	st.Status.LoadBalancers = maps.Clone(before.next.LoadBalancers)
-	now.leaving = slices.DeleteFunc(now.leaving, func(l leaving) bool { return l.rounds == 1 || slices.Contains(now.has[l.uid], l.addr) })
+	now.leaving = slices.DeleteFunc(now.leaving, func(l lingering) bool { return l.rounds == 1 || slices.Contains(now.has[l.uid], l.addr) })
 	for i, l := range now.leaving {
 		now.leaving[i].rounds--
 		told := st.Status.LoadBalancers[l.uid]
