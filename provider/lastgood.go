@@ -30,7 +30,7 @@ type Kept struct {
 func (k Kept) on(l lb.LoadBalancer, info lb.Info) lb.LoadBalancer {
 	more := l
 	more.Addresses = appendNew(slices.Clone(l.Addresses), k.Last.Addresses...)
-	if len(more.MemberFamilies) == 0 {
+	if len(more.MemberFamilies) == 0 && needsTranslation(k.Last.MemberFamilies, more.Addresses) {
 		more.MemberFamilies = k.Last.MemberFamilies
 	}
 	left := slices.ContainsFunc(portKeys(l.Listeners), func(p ipam.PortKey) bool { return !slices.Contains(portKeys(k.Last.Listeners), p) })
