@@ -95,13 +95,9 @@ func (e *Engine) withDirect(t lb.Table, now time.Time) lb.Table {
 	e.steer()
 	groups := maps.Clone(t.Groups)
 	for id := range d.groups {
-		all := t.Groups[id].Backends
-		if d.trouble.obstacles[versionOfFamily(id.Family)] != "" {
-			all = nil
-		}
-		within := make([]lb.Backend, 0, len(all))
+		within := make([]lb.Backend, 0, len(t.Groups[id].Backends))
 		without := make(map[lb.NodeName]string)
-		for _, b := range all {
+		for _, b := range t.Groups[id].Backends {
 			if why := d.refuses(b.Addr); why != "" {
 				without[b.Node] = why
 			} else {
@@ -229,7 +225,7 @@ func (d *direct) look(wanted map[netip.Addr]bool, now time.Time) {
 func (d *direct) found(links map[netip.Addr]link, now time.Time) (changed bool) {
 	for a, l := range links {
 		was := d.links[a]
-		if l.why == "" || was.index == 0 {
+		if l.why == "" || was.index == 0 && !d.served(a) {
 			changed = changed || was != l
 			d.links[a] = l
 			delete(d.lost, a)
@@ -247,6 +243,12 @@ func (d *direct) found(links map[netip.Addr]link, now time.Time) (changed bool) 
 	return changed
 }
 
+// served tells whether there was a way to a member.
+func (d *direct) served(a netip.Addr) bool {
+	m := d.numbers[a]
+	return m != 0 && d.steering.done[m].addr == a
+}
+
 // refuses says why no packets can be routed to a member.
 func (d *direct) refuses(a netip.Addr) string {
 	if why := d.links[a].why; why != "" {
@@ -261,14 +263,14 @@ func (d *direct) refuses(a netip.Addr) string {
 // complain adds what is wrong with frontends of such routes: nobody can serve them,
 // or not all that should.
 func (d *direct) complain(refused map[lb.Frontend]error, routes map[lb.Frontend]lb.Route) {
-	if len(d.without)+len(d.trouble.obstacles) == 0 {
+	if len(d.without) == 0 {
 		return
 	}
 	for f, r := range routes {
 		if !r.Direct || refused[f] != nil {
 			continue
 		}
-		if why := d.trouble.obstacles[versionOfFamily(r.Group.Family)]; why != "" {
+		if why := d.trouble.obstacles[versionOfFamily(r.Group.Family)]; why != "" && d.nobody[r.Group] {
 			refused[f] = fmt.Errorf("serve %s: forwarding direct cannot work here: %s: %w", f, why, lb.ErrUnsupported)
 			continue
 		}

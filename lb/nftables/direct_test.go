@@ -349,8 +349,9 @@ func directLeavesNoTrace(r *directRig) {
 	r.mustSet()
 	r.mustAsk(r.dial(f))
 	with := rules()
-	if !strings.HasPrefix(with, "1:\tnot from all fwmark 0xef000000/0xff000000 goto 4\n2:\t") || !strings.Contains(with, "3:\tfrom all fwmark 0xef000000/0xff000000 blackhole\n4:\tfrom all lookup local") {
-		r.Errorf("rules while packets are routed:\n%s\nwant those of members, one that drops, and then the local table, before all others", with)
+	if !strings.HasPrefix(with, "0:\tnot from all fwmark 0xef000000/0xff000000 lookup local\n104:\tfrom all fwmark 0xef000000/0xff000000 goto 40000\n105:\t") ||
+		!strings.Contains(with, "40000:\tfrom all fwmark 0xef000") || !strings.Contains(with, "40001:\tfrom all fwmark 0xef000000/0xff000000 blackhole") {
+		r.Errorf("rules while packets are routed:\n%s\nwant the local table but for members, a jump before all others, and behind them those of members and one that drops", with)
 	}
 	delete(r.table.Routes, f)
 	if err := r.engine.Shutdown(r.Context()); err != nil {

@@ -94,15 +94,19 @@
 // there, and lets them drain for 30 seconds, or for what is left of their time if the
 // one before has handed over.
 //
-// The rules lie before the one for the machine's own addresses, which the engine
-// moves behind them, since load balancers' addresses are among those. They have the
-// priorities 1 to 4, before all others: all packets but those for members go on at 4;
-// at 2 is a rule for each member; at 3 packets are dropped for which there is no way,
-// since a program of this machine must not get them; at 4 is the one for the machine's
-// own addresses. Where somebody else has a rule before these, or has moved that one,
-// such routes are refused. The keeper looks once a second whether rules, routes and
-// settings of links are there, and restores them. Their protocol is the kernel's:
-// systemd-networkd deletes what has another.
+// Packets for members must not meet the rule for the machine's own addresses, since
+// load balancers' addresses are among those: the engine has one in its place, at 0, that
+// is not for them. The next of its rules comes before the first rule of others, and
+// has packets for members jump over all of these, to 40000, where each member has a
+// rule; at 40001 packets are dropped for which there is no way, since a program of this
+// machine must not get them. So other packets meet what they would meet without, and a
+// rule that is added without a priority gets the one that it would get: the kernel takes
+// the one before the second rule of all, which must be none of the engine's with a small
+// priority. Where somebody else has a rule at 0 too, or has moved that for own addresses,
+// members that were not served before are refused. The keeper looks once a second
+// whether rules, routes and settings of links are there, and in their place, and
+// restores them. Their protocol is the kernel's: systemd-networkd deletes what has
+// another.
 //
 // Answers that come back through this machine have a source that is its own: links to
 // members get accept_local=1 and rp_filter=2. What they had before is in set

@@ -41,8 +41,8 @@ type Options struct {
 	// is an error of the first Set, or is logged if the engine can do without.
 	KeepSysctls bool
 	// Direct lets the engine route packets to members as they are. While a route
-	// asks for that, ip rules of its own with the priorities 1 to 4 come before all
-	// others; that for local addresses is the last of them.
+	// asks for that, ip rules of its own take such packets past those of others, and
+	// the one for local addresses is not for them.
 	Direct bool
 	// OwnAddresses, unless nil, tells the addresses of the machine itself. On those
 	// the engine refuses nothing: the machine's own services may listen there.

@@ -122,8 +122,8 @@ func (e *Engine) formerCuts() []formerCut {
 	return all
 }
 
-// Resume goes on. The next Set compares everything with what the kernel has by
-// then.
+// Resume goes on, as a process that takes over from itself: the other one may have
+// changed all that the kernel has. The next Set compares everything with that.
 func (e *Engine) Resume() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -134,8 +134,17 @@ func (e *Engine) Resume() error {
 	if e.rules == nil {
 		return nil
 	}
-	// The other one may have given out numbers.
-	if err := e.numbers.learn(e.rules); err != nil {
+	if e.state.chains != nil {
+		h := e.bequeath()
+		e.state = newState()
+		clear(e.retired)
+		clear(e.byID)
+		e.inherit(h)
+	}
+	if err := errors.Join(
+		e.numbers.learn(e.rules), e.direct.learn(e.rules),
+		e.tracking.flows(func(f *flow) { e.numbers.note(f.mark) }),
+	); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
 	return nil

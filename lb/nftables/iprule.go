@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -12,19 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The priorities of the engine's ip rules. Nobody fits between them or before: all
-// rules of others come after them, in the order that they have.
+// The engine's ip rules. Whoever adds a rule without a priority gets the one before
+// the second rule of all, so of the engine's only the first may come before the rules
+// of others for all packets: that for this machine's own addresses, which spares those
+// for members what the kernel's takes. These meet the jump next, which comes before
+// the first rule of others, wherever that is, and is nothing to anybody else.
 const (
-	// skipPriority lets packets that are routed to no member go on at localPriority.
-	skipPriority = 1
-	// memberPriority is that of one rule for each member.
-	memberPriority = 2
+	// memberPriority is that of one rule for each member, behind all rules of others.
+	memberPriority = 40000
 	// lostPriority drops packets for members to which there is no way at present, so
 	// that they do not get to programs of this machine.
-	lostPriority = 3
-	// localPriority is that of the rule for this machine's own addresses, which the
-	// kernel has at 0.
-	localPriority = 4
+	lostPriority = 40001
+	// mainPriority is that of the rule for the main table.
+	mainPriority = 32766
+	// leastRoom is how many priorities there must be before the first rule of others,
+	// or the jump takes the very first, before which nothing can be put.
+	leastRoom = 16
 )
 
 // ipRule is one of the kernel's routing rules, of anybody.
@@ -78,9 +83,14 @@ func (r *ipRule) local() bool {
 // first tells whether it is the one that the kernel begins with.
 func (r *ipRule) first() bool { return r.priority == 0 && r.local() && r.everything() }
 
-// moved tells whether it is the same in the engine's place.
-func (r *ipRule) moved() bool {
-	return r.priority == localPriority && r.local() && r.everything() && r.protocol == steeringProtocol
+// spares tells whether it is the engine's in place of the first.
+func (r *ipRule) spares() bool {
+	return r.priority == 0 && r.local() && r.invert && r.ofMembers()
+}
+
+// ofMembers tells whether it is for packets to members, or for all others.
+func (r *ipRule) ofMembers() bool {
+	return r.mark == uint32(ofGateway) && r.mask == uint32(kindMask) && r.from == "all" && len(r.selectors) == 0
 }
 
 // member returns the mark of the member that it is for; 0 if it is another.
@@ -93,24 +103,39 @@ func (r *ipRule) member() mark {
 	return m
 }
 
-// ofKind tells whether it is a rule for packets to members, or for all others.
-func (r *ipRule) ofKind(priority uint32, action uint8, invert bool) bool {
-	return r.priority == priority && r.action == action && r.invert == invert && r.mark == uint32(ofGateway) && r.mask == uint32(kindMask) &&
-		r.from == "all" && len(r.selectors) == 0
+// jumps tells whether it leads packets to members to their rules.
+func (r *ipRule) jumps() bool {
+	return r.action == nl.FR_ACT_GOTO && r.target == memberPriority && !r.invert && r.ofMembers()
 }
 
-func (r *ipRule) skips() bool { return r.ofKind(skipPriority, nl.FR_ACT_GOTO, true) }
-func (r *ipRule) loses() bool { return r.ofKind(lostPriority, nl.FR_ACT_BLACKHOLE, false) }
+func (r *ipRule) loses() bool {
+	return r.priority == lostPriority && r.action == nl.FR_ACT_BLACKHOLE && !r.invert && r.ofMembers()
+}
 
 // ipRules are the rules of a family.
 type ipRules struct {
-	first, moved, skips, loses bool
-	members                    map[mark]bool
-	others                     []ipRule
+	first         []uint8 // the protocol of each that is the kernel's, or as that
+	spares, loses bool
+	jumps         []uint32 // their priorities
+	members       map[mark]bool
+	others        []ipRule
+	ahead         int // of others, how many come before the first jump
 }
 
 // own tells whether any of the engine's are there.
-func (p *ipRules) own() bool { return p.moved || p.skips || p.loses || len(p.members) > 0 }
+func (p *ipRules) own() bool { return p.spares || p.loses || len(p.jumps)+len(p.members) > 0 }
+
+// place returns the priority that the jump is to have.
+func (p *ipRules) place() uint32 {
+	least := uint32(mainPriority)
+	if len(p.others) > 0 {
+		least = min(least, p.others[0].priority)
+	}
+	if least <= leastRoom {
+		return 0
+	}
+	return least - 1
+}
 
 // complete tells whether packets with these marks go where they should.
 func (p *ipRules) complete(gateways []gateway) bool {
@@ -119,11 +144,11 @@ func (p *ipRules) complete(gateways []gateway) bool {
 			return false
 		}
 	}
-	return len(gateways) == 0 || !p.first && p.moved && p.skips && p.loses
+	return len(gateways) == 0 || len(p.first) == 0 && (p.spares || p.othersLocal(true)) && p.loses && slices.Equal(p.jumps, []uint32{p.place()})
 }
 
 // deaf tells whether nothing leads to this machine's own addresses.
-func (p *ipRules) deaf() bool { return !p.first && !p.moved && !p.othersLocal(false) }
+func (p *ipRules) deaf() bool { return len(p.first) == 0 && !p.spares && !p.othersLocal(false) }
 
 // othersLocal tells whether rules of others lead to this machine's own addresses, or
 // such that do so for all packets.
@@ -139,17 +164,45 @@ func (p *ipRules) othersLocal(forAll bool) bool {
 // obstacle says why the engine's rules cannot be among those of others; it is empty
 // if they can.
 func (p *ipRules) obstacle() string {
+	jumpsFirst := len(p.jumps) > 0 && p.ahead == 0
 	for i := range p.others {
-		if r := &p.others[i]; r.priority <= localPriority {
-			return fmt.Sprintf("the ip rule %q comes before those of the engine, which take the priorities 1 to %d; give it a larger one, or leave nftables.direct off", r, localPriority)
-		}
-	}
-	for i := range p.others {
-		if r := &p.others[i]; r.local() && (r.everything() || !p.first && !p.moved) {
-			return fmt.Sprintf("the ip rule %q is for this machine's own addresses, so that another program has moved the one of the kernel already, as Cilium does and as VRFs need it; the engine cannot move it as well: use another edge, or leave nftables.direct off", r)
+		switch r := &p.others[i]; {
+		case r.priority == 0 && !jumpsFirst:
+			return fmt.Sprintf("the ip rule %q comes before that of the engine for packets to nodes; give it a priority, or leave nftables.direct off", r)
+		case r.priority == memberPriority || r.priority == lostPriority:
+			return fmt.Sprintf("the ip rule %q is among those of the engine for packets to nodes, which have the priorities %d and %d; give it another, or leave nftables.direct off", r, memberPriority, lostPriority)
+		case r.local() && (r.everything() || len(p.first) == 0 && !p.spares):
+			return fmt.Sprintf("the ip rule %q is for this machine's own addresses, so that another program has moved the one of the kernel already, as Cilium does and as VRFs need it; the engine cannot take its place as well: use another edge, or leave nftables.direct off", r)
 		}
 	}
 	return ""
+}
+
+// stays tells whether the engine's rule for this machine's addresses has to stay: a
+// rule of somebody else has the same priority, and would come before the kernel's.
+func (p *ipRules) stays() bool { return len(p.others) > 0 && p.others[0].priority == 0 }
+
+// without returns the rules of members that are not kept, and all of the engine's if
+// no member of the family is.
+func (p *ipRules) without(v *version, kept map[mark]bool, some bool) []*netlink.Rule {
+	var all []*netlink.Rule
+	if !some {
+		for _, priority := range p.jumps {
+			all = append(all, jumpRule(v, priority))
+		}
+	}
+	for _, m := range slices.Sorted(maps.Keys(p.members)) {
+		if !kept[m] {
+			all = append(all, memberRule(v, m))
+		}
+	}
+	if p.loses && !some {
+		all = append(all, lostRule(v))
+	}
+	if p.spares && !some && !p.stays() {
+		all = append(all, sparingRule(v))
+	}
+	return all
 }
 
 // rules reads the rules of a family.
@@ -171,11 +224,14 @@ func (s *steering) rules(v *version) (ipRules, error) {
 		case m != 0:
 			p.members[m] = true
 		case r.first():
-			p.first = true
-		case r.moved():
-			p.moved = true
-		case r.skips():
-			p.skips = true
+			p.first = append(p.first, r.protocol)
+		case r.spares():
+			p.spares = true
+		case r.jumps():
+			if len(p.jumps) == 0 {
+				p.ahead = len(p.others)
+			}
+			p.jumps = append(p.jumps, r.priority)
 		case r.loses():
 			p.loses = true
 		default:
@@ -272,25 +328,26 @@ func newRoutingRule(v *version, priority int) *netlink.Rule {
 	return r
 }
 
-// localRule is the one for this machine's own addresses, in its new place.
-func localRule(v *version) *netlink.Rule {
-	r := newRoutingRule(v, localPriority)
-	r.Table = unix.RT_TABLE_LOCAL
-	return r
-}
-
-// firstRule is the same in the place that the kernel gives it.
+// firstRule is the one for this machine's own addresses, as the kernel has it.
 func firstRule(v *version) *netlink.Rule {
 	r := newRoutingRule(v, 0)
 	r.Table = unix.RT_TABLE_LOCAL
 	return r
 }
 
-// skipRule spares other packets the rules of the members.
-func skipRule(v *version) *netlink.Rule {
-	r := newRoutingRule(v, skipPriority)
+// sparingRule is the same for all packets but those for members.
+func sparingRule(v *version) *netlink.Rule {
+	r := firstRule(v)
 	mask := uint32(kindMask)
-	r.Mark, r.Mask, r.Invert, r.Goto = uint32(ofGateway), &mask, true, localPriority
+	r.Mark, r.Mask, r.Invert = uint32(ofGateway), &mask, true
+	return r
+}
+
+// jumpRule leads packets for members past the rules of others.
+func jumpRule(v *version, priority uint32) *netlink.Rule {
+	r := newRoutingRule(v, int(priority))
+	mask := uint32(kindMask)
+	r.Mark, r.Mask, r.Goto = uint32(ofGateway), &mask, memberPriority
 	return r
 }
 

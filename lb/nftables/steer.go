@@ -41,7 +41,7 @@ func (e *Engine) tellTrouble(t trouble) {
 	if text := strings.Join(all, "; "); text != e.direct.told {
 		e.direct.told = text
 		if text != "" {
-			e.log.Error("packets do not reach some members with forwarding direct; it is tried again", zap.String("reason", text))
+			e.log.Error("packets may not reach some members with forwarding direct; it is tried again", zap.String("reason", text))
 		}
 	}
 }
@@ -111,8 +111,11 @@ func (e *Engine) watchSteering(now time.Time) {
 		e.tellTrouble(trouble{passing: []string{err.Error()}})
 		return
 	}
-	if len(d.groups) == 0 && !e.state.shape.steers() || d.kept == nil {
+	needless := len(d.groups) == 0 && !e.state.shape.steers()
+	if needless || d.kept == nil {
 		e.unsteer()
+	}
+	if needless {
 		return
 	}
 	for a := range links {
@@ -124,15 +127,15 @@ func (e *Engine) watchSteering(now time.Time) {
 	for m := range wrong {
 		d.steering.broken[m] = true
 	}
+	for _, v := range versions {
+		changed = changed || len(of(v, gateways)) > 0 && obstacles[v] != d.trouble.obstacles[v]
+	}
+	changed = changed || len(d.trouble.passing) > 0 && len(obstacles) == 0
 	if len(wrong) > 0 || changed {
 		e.resteer(len(wrong))
+		return
 	}
-	for v, why := range obstacles {
-		// It is refused with the next Set.
-		if d.trouble.obstacles[v] == "" {
-			d.trouble.obstacles[v] = why
-		}
-	}
+	e.tellTrouble(d.trouble) // what was in the way of looking is over
 }
 
 // resteer makes the ways anew that are broken.
@@ -143,7 +146,7 @@ func (e *Engine) resteer(broken int) {
 	e.tellTrouble(t)
 	d.trouble.obstacles, d.trouble.passing = t.obstacles, t.passing
 	if broken > 0 && before == "" && !t.any() {
-		e.log.Warn("ip rules, routes or settings of links for forwarding direct were gone; they are restored", zap.Int("nodes", broken))
+		e.log.Warn("ip rules, routes or settings of links for forwarding direct were gone, or rules of others had come before them; they are restored", zap.Int("nodes", broken))
 	}
 	if settings := d.steering.settings.elements(); e.state.shape.steers() && !maps.Equal(settings, e.state.settings) {
 		next := *e.state
@@ -157,7 +160,7 @@ func (e *Engine) resteer(broken int) {
 func (d *direct) learn(s *socket) error {
 	d.numbers, d.leaving = make(map[netip.Addr]mark), make(map[netip.Addr]time.Time)
 	d.links, d.lost = make(map[netip.Addr]link), make(map[netip.Addr]time.Time)
-	d.trouble = trouble{obstacles: make(map[*version]string)}
+	d.trouble, d.kept = trouble{}, nil
 	d.active = true // there may be rules
 	for _, v := range versions {
 		if err := s.read("gateways"+v.suffix, func(f found) {
@@ -176,19 +179,35 @@ func (d *direct) learn(s *socket) error {
 	_ = d.watch.open()
 	// The dead are not among the gateways, and have their rules.
 	members, err := d.steering.learn()
-	if err != nil {
-		clear(members) // whoever needs routing is told when it is needed
-	}
+	d.recall(members, err == nil)
+	return nil
+}
+
+// recall notes who was served by the process before: what is in the way of that may
+// pass. Unless it is known, all with a number were; whoever needs routing that does not
+// work is told when it is needed.
+func (d *direct) recall(members map[mark]gateway, known bool) {
+	d.steering.forget()
 	taken := make(map[mark]bool)
 	for _, m := range d.numbers {
 		taken[m] = true
 	}
-	for m, a := range members {
-		if d.numbers[a] == 0 && !taken[m] {
-			d.numbers[a] = m
+	for m, g := range members {
+		if g.addr.IsValid() && d.numbers[g.addr] == 0 && !taken[m] {
+			d.numbers[g.addr] = m
 		}
 	}
-	return nil
+	for a, m := range d.numbers {
+		g, ruled := members[m]
+		if known && !ruled || g.addr.IsValid() && g.addr != a {
+			continue
+		}
+		// Without the link, so that all is made that may be missing.
+		d.steering.done[m] = gateway{addr: a, mark: m}
+		if g.link.index != 0 {
+			d.links[a] = g.link
+		}
+	}
 }
 
 // versionOfFamily returns what differs between the families.
@@ -208,7 +227,7 @@ func checkSteering() []Item {
 	}
 	var items []Item
 	for _, v := range versions {
-		i := Item{Name: "forwarding direct of " + string(v.family), Detail: fmt.Sprintf("ip rules with the priorities 1 to %d come before those of others while a load balancer needs them", localPriority)}
+		i := Item{Name: "forwarding direct of " + string(v.family), Detail: fmt.Sprintf("ip rules take packets for nodes past those of others, to the priorities %d and %d, while a load balancer needs them", memberPriority, lostPriority)}
 		present, err := s.rules(v)
 		switch {
 		case noFamily(err):

@@ -15,10 +15,10 @@ import (
 )
 
 // A packet with the mark of a member is routed by a table that has nothing but the
-// way to that member. The ip rules that say so must come before the one for this
-// machine's own addresses, which load balancers' addresses usually are, so that one
-// is moved behind them. What is the engine's is known by priorities, marks and tables,
-// and nothing else is touched.
+// way to that member. The ip rule for this machine's own addresses, which load
+// balancers' addresses usually are, is replaced by one that is not for such packets,
+// and these jump over the rules of others. What is the engine's is known by priorities,
+// marks and tables, and nothing else is touched.
 const (
 	// steeringProtocol is that of the engine's ip rules and routes: what has another
 	// systemd-networkd takes away whenever it starts, unless its configuration has it.
@@ -76,6 +76,9 @@ type steering struct {
 }
 
 func (s *steering) open() error {
+	if s.done == nil {
+		s.forget()
+	}
 	if s.handle != nil {
 		return nil
 	}
@@ -89,10 +92,12 @@ func (s *steering) open() error {
 		return fmt.Errorf("netlink socket for ip rules: %w", err)
 	}
 	s.handle, s.sockets = h, map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: own}}
-	if s.done == nil {
-		s.done, s.broken, s.warned = make(map[mark]gateway), make(map[mark]bool), make(map[string]bool)
-	}
 	return nil
+}
+
+// forget makes nothing known of what was done.
+func (s *steering) forget() {
+	s.done, s.broken, s.warned = make(map[mark]gateway), make(map[mark]bool), make(map[string]bool)
 }
 
 func (s *steering) close() {
@@ -189,20 +194,24 @@ func (s *steering) addVersion(v *version, gateways []gateway, t *trouble, keep b
 	if err != nil {
 		return err
 	}
-	if why := present.obstacle(); why != "" {
+	why := present.obstacle()
+	if why != "" {
 		t.obstacles[v] = why
-		if present.deaf() {
-			return s.addRule(localRule(v))
-		}
-		return nil
 	}
 	var ready []gateway
 	ruled := make(map[mark]bool)
 	for _, g := range gateways {
+		served := s.done[g.mark].addr == g.addr
+		if why != "" {
+			s.fail(t, g, errors.New(why))
+			if !served {
+				continue
+			}
+		}
 		if s.done[g.mark] != g || s.broken[g.mark] {
 			if err := s.addRoute(g, keep, log); err != nil {
 				s.fail(t, g, err)
-				ruled[g.mark] = s.done[g.mark].addr == g.addr
+				ruled[g.mark] = served
 				continue
 			}
 		}
@@ -233,16 +242,16 @@ func (s *steering) addRoute(g gateway, keep bool, log *zap.Logger) error {
 	return nil
 }
 
-// addRules adds rules: before the one for own addresses is moved there must be
-// another, and before packets are sent around the others they must be there.
+// addRules adds rules: what is jumped to must be there before the jump, and what takes
+// the place of the kernel's rule before that is deleted.
 func (s *steering) addRules(v *version, present ipRules, members map[mark]bool) error {
 	if len(members) == 0 {
+		if present.deaf() {
+			return s.addRule(firstRule(v))
+		}
 		return nil
 	}
 	var wanted []*netlink.Rule
-	if !present.moved {
-		wanted = append(wanted, localRule(v))
-	}
 	if !present.loses {
 		wanted = append(wanted, lostRule(v))
 	}
@@ -251,17 +260,46 @@ func (s *steering) addRules(v *version, present ipRules, members map[mark]bool) 
 			wanted = append(wanted, memberRule(v, m))
 		}
 	}
-	if !present.skips {
-		wanted = append(wanted, skipRule(v))
+	place := present.place()
+	if !slices.Contains(present.jumps, place) {
+		wanted = append(wanted, jumpRule(v, place))
+	}
+	if !present.spares && !present.othersLocal(true) {
+		wanted = append(wanted, sparingRule(v))
 	}
 	for _, r := range wanted {
 		if err := s.addRule(r); err != nil {
 			return err
 		}
 	}
-	if present.first {
-		if err := s.handle.RuleDel(firstRule(v)); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("move the ip rule for this machine's addresses behind: %w", err)
+	for _, priority := range present.jumps {
+		if priority != place {
+			if err := s.deleteRule(jumpRule(v, priority)); err != nil {
+				return err
+			}
+		}
+	}
+	return s.deleteFirst(v, present)
+}
+
+// deleteFirst deletes the kernel's rule for this machine's addresses, and such as
+// others have put in its place.
+func (s *steering) deleteFirst(v *version, present ipRules) error {
+	if len(present.first) > 0 && present.spares {
+		// To the kernel, a rule without a mark that is to be deleted is any with the
+		// same priority and table, so the engine's must not come before.
+		if err := s.deleteRule(sparingRule(v)); err != nil {
+			return err
+		}
+		if err := s.addRule(sparingRule(v)); err != nil {
+			return err
+		}
+	}
+	for _, protocol := range present.first {
+		r := firstRule(v)
+		r.Protocol = protocol
+		if err := s.deleteRule(r); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -270,6 +308,13 @@ func (s *steering) addRules(v *version, present ipRules, members map[mark]bool) 
 func (s *steering) addRule(r *netlink.Rule) error {
 	if err := s.handle.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add an ip rule of priority %d: %w", r.Priority, err)
+	}
+	return nil
+}
+
+func (s *steering) deleteRule(r *netlink.Rule) error {
+	if err := s.handle.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete an ip rule of priority %d: %w", r.Priority, err)
 	}
 	return nil
 }
@@ -325,12 +370,13 @@ func (s *steering) way(v *version, m mark) (netlink.Route, bool) {
 	return routes[0], true
 }
 
-// learn returns the members whose rules are there.
-func (s *steering) learn() (map[mark]netip.Addr, error) {
+// learn returns the members whose rules are there, without an address if there is no
+// way to them at present.
+func (s *steering) learn() (map[mark]gateway, error) {
 	if err := s.open(); err != nil {
 		return nil, err
 	}
-	all := make(map[mark]netip.Addr)
+	all := make(map[mark]gateway)
 	for _, v := range versions {
 		present, err := s.rules(v)
 		if noFamily(err) {
@@ -340,14 +386,27 @@ func (s *steering) learn() (map[mark]netip.Addr, error) {
 			return nil, err
 		}
 		for m := range present.members {
-			if r, ok := s.way(v, m); ok {
-				if a, ok := netip.AddrFromSlice(r.Gw); ok && versionOf(a.Unmap()) == v {
-					all[m] = a.Unmap()
-				}
-			}
+			all[m] = s.learnWay(v, m)
 		}
 	}
 	return all, nil
+}
+
+func (s *steering) learnWay(v *version, m mark) gateway {
+	g := gateway{mark: m}
+	r, ok := s.way(v, m)
+	if !ok {
+		return g
+	}
+	a, ok := netip.AddrFromSlice(r.Gw)
+	if !ok || versionOf(a.Unmap()) != v {
+		return g
+	}
+	g.addr = a.Unmap()
+	if l, err := s.handle.LinkByIndex(r.LinkIndex); err == nil {
+		g.link = link{index: r.LinkIndex, name: l.Attrs().Name}
+	}
+	return g
 }
 
 // noFamily tells whether the machine does not have an address family.
@@ -383,15 +442,16 @@ func (s *steering) pruneVersion(v *version, kept map[mark]bool, thorough bool) (
 		return false, err
 	}
 	some := slices.ContainsFunc(slices.Collect(maps.Keys(kept)), func(m mark) bool { return m.version() == v })
-	if !some && !present.first && (present.moved || present.own() && present.deaf()) && !present.othersLocal(true) {
+	if !some && len(present.first) == 0 && (present.spares && !present.stays() || present.own() && present.deaf()) && !present.othersLocal(true) {
 		if err := s.addRule(firstRule(v)); err != nil {
-			return true, fmt.Errorf("move the ip rule for this machine's addresses back: %w", err)
+			return true, fmt.Errorf("put back the ip rule for this machine's addresses: %w", err)
 		}
 	}
 	unwanted := present.without(v, kept, some)
 	for _, r := range unwanted {
-		if err := s.handle.RuleDel(r); err != nil && !errors.Is(err, unix.ENOENT) {
-			return true, fmt.Errorf("delete an ip rule of priority %d: %w", r.Priority, err)
+		r.Protocol = 0 // of anybody
+		if err := s.deleteRule(r); err != nil {
+			return true, err
 		}
 	}
 	tables := make(map[mark]bool)
@@ -414,27 +474,6 @@ func (s *steering) pruneVersion(v *version, kept map[mark]bool, thorough bool) (
 		delete(s.broken, m)
 	}
 	return len(unwanted)+len(tables) > 0, nil
-}
-
-// without returns the rules of members that are not kept, and all of the engine's if
-// no member of the family is.
-func (p *ipRules) without(v *version, kept map[mark]bool, some bool) []*netlink.Rule {
-	var all []*netlink.Rule
-	if p.skips && !some {
-		all = append(all, skipRule(v))
-	}
-	for _, m := range slices.Sorted(maps.Keys(p.members)) {
-		if !kept[m] {
-			all = append(all, memberRule(v, m))
-		}
-	}
-	if p.loses && !some {
-		all = append(all, lostRule(v))
-	}
-	if p.moved && !some {
-		all = append(all, localRule(v))
-	}
-	return all
 }
 
 // strayTables adds the tables that have routes and are not kept.

@@ -27,7 +27,13 @@ func TestSteering(t *testing.T) {
 			run  func(r *directRig)
 		}{
 			{"OthersKeepTheirPlace", steeringOthers},
+			{"WithoutPriority", steeringUnranked},
 			{"RefusesRulesBefore", steeringRulesBefore},
+			{"RuleBeforeComesLater", steeringRulesBeforeLater},
+			{"LocalIsThere", steeringLocalIsThere},
+			{"TroubleAtTheStart", steeringStartTrouble},
+			{"Resumes", steeringResumes},
+			{"ResumesWithoutRules", steeringRestoredBefore},
 			{"RefusesMovedLocal", steeringMovedLocal},
 			{"NetworkdStartsAgain", steeringNetworkd},
 			{"LinkGoesDown", steeringLinkDown},
@@ -54,65 +60,6 @@ func TestSteering(t *testing.T) {
 	})
 }
 
-// rule adds an ip rule of somebody else until the test ends.
-func (r *directRig) rule(spec string) {
-	r.Helper()
-	r.ip("rule add " + spec)
-	r.Cleanup(func() { r.ip("rule del " + spec) })
-}
-
-// nowhere makes table 77 prohibit everything until the test ends.
-func (r *directRig) nowhere() {
-	r.Helper()
-	r.ip("route add prohibit default table 77")
-	r.Cleanup(func() { r.ip("route flush table 77") })
-}
-
-// finds tells how the kernel routes to an address.
-func (r *directRig) finds(a netip.Addr) string {
-	routes, err := netlink.RouteGet(a.AsSlice())
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprintf("type %d table %d", routes[0].Type, routes[0].Table)
-}
-
-// steeringOthers: what ip rules of others decide does not change.
-func steeringOthers(r *directRig) {
-	r.nowhere()
-	one := rigAddr(r.family, 77, 7).Addr()
-	own := rigAddr(r.family, clientLink, 1).Addr()
-	for _, priority := range []int{5, 99, 105, 300, 700} {
-		r.rule(fmt.Sprintf("pref %d to %s lookup 77", priority, one))
-		r.rule(fmt.Sprintf("pref %d to %s lookup 77", priority, own))
-		before, local := r.finds(one), r.finds(own)
-		f := r.add(lb.TCP)
-		r.mustSet()
-		r.mustAsk(r.dial(f))
-		if now := r.finds(one); now != before {
-			r.Errorf("address that a rule of priority %d is for: got %s; want %s as without load balancers", priority, now, before)
-		}
-		if now := r.finds(own); now != local {
-			r.Errorf("own address, with a rule of priority %d for it: got %s; want %s as without load balancers", priority, now, local)
-		}
-	}
-}
-
-// mustRefuse sets the table, of which f must be refused with a reason that has the
-// words.
-func (r *directRig) mustRefuse(f lb.Frontend, words ...string) {
-	r.Helper()
-	err := r.set()[f]
-	if !errors.Is(err, lb.ErrUnsupported) {
-		r.Fatalf("refusal of %s: got %v; want ErrUnsupported", f, err)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			r.Errorf("refusal of %s: got %v; want %q in it", f, err, w)
-		}
-	}
-}
-
 // viaNodePort adds a route that is served by node ports.
 func (r *directRig) viaNodePort() lb.Frontend {
 	f := r.add(lb.TCP)
@@ -127,51 +74,6 @@ func (r *directRig) mustServe(f lb.Frontend) {
 	r.Helper()
 	if _, _, err := r.dial(f).ask(patience); err != nil {
 		r.Errorf("%s: %v", f, err)
-	}
-}
-
-// steeringRulesBefore: a rule of somebody else that comes before the engine's is named,
-// and nothing is changed; without it, all is well.
-func steeringRulesBefore(r *directRig) {
-	direct, other := r.add(lb.TCP), r.viaNodePort()
-	const spec = "pref 0 iif lo fwmark 0x77 lookup 77"
-	r.ip("rule add " + spec)
-	before := r.ip("rule")
-	r.mustRefuse(direct, `"0: from all iif lo fwmark 0x77/0xffffffff lookup 77"`, "priorities 1 to 4")
-	r.mustServe(other)
-	if now := r.ip("rule"); now != before {
-		r.Errorf("ip rules where direct is refused:\n%s\nwant them as before:\n%s", now, before)
-	}
-	r.ip("rule del " + spec)
-	r.mustSet()
-	r.mustAsk(r.dial(direct))
-
-	r.ip("rule add " + spec)
-	defer r.ip("rule del " + spec)
-	r.eventually("a rule that comes later is seen", func() bool { return r.set()[direct] != nil })
-}
-
-// steeringMovedLocal: where somebody else has moved the rule for local addresses the
-// engine does not, and does not move it back.
-func steeringMovedLocal(r *directRig) {
-	other := r.viaNodePort()
-	for _, priority := range []int{100, 32765} {
-		direct := r.add(lb.TCP)
-		r.ip(fmt.Sprintf("rule add pref %d lookup local proto kernel", priority))
-		r.ip("rule del pref 0")
-		before := r.ip("rule")
-		r.mustRefuse(direct, fmt.Sprintf(`"%d: from all lookup local"`, priority))
-		r.mustServe(other)
-		delete(r.table.Routes, direct)
-		r.mustSet()
-		if _, err := Cleanup(r.engine.log); err != nil {
-			r.Error(err)
-		}
-		if now := r.ip("rule"); now != before {
-			r.Errorf("ip rules after the cleanup:\n%s\nwant them as before:\n%s", now, before)
-		}
-		r.ip("rule add pref 0 lookup local proto kernel")
-		r.ip(fmt.Sprintf("rule del pref %d", priority))
 	}
 }
 
@@ -221,25 +123,13 @@ func steeringLinkDown(r *directRig) {
 	f := r.add(lb.TCP)
 	r.mustSet()
 	c := r.on(0, f)
-	link, err := netlink.LinkByName("d1")
-	if err != nil {
-		r.Fatal(err)
-	}
-	if err := netlink.LinkSetDown(link); err != nil {
-		r.Fatal(err)
-	}
+	up := r.linkDown(1)
 	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := fmt.Fprintln(c, "who"); err != nil {
 		r.Error(err)
 	}
 	r.mustSet() // health checks have seen nothing
-	if err := netlink.LinkSetUp(link); err != nil {
-		r.Fatal(err)
-	}
-	// The kernel has forgotten the IPv6 address.
-	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNetIn(rigAddr(lb.IPv6, 1, 1)), Flags: unix.IFA_F_NODAD}); err != nil {
-		r.Fatal(err)
-	}
+	up()
 	line, err := c.in.ReadString('\n')
 	if err != nil || !strings.HasPrefix(line, "n0 ") {
 		r.Errorf("a connection over a link that was down for a moment: got %q, %v; want an answer of n0", line, err)
@@ -253,7 +143,10 @@ func steeringRepairs(r *directRig) {
 	c := r.on(0, f)
 	state := func() string { return sortedLines(r.ip("rule")) + r.steered() + settingOf(r, "d1", "accept_local") }
 	want := state()
-	harm := []string{"rule del pref 1", "rule del pref 2", "rule del pref 3", "rule del pref 4", "rule add pref 0 lookup local proto kernel"}
+	harm := []string{
+		"rule del pref 0", "rule del pref 32765", "rule del pref 40000", "rule del pref 40001",
+		"rule add pref 0 lookup local proto kernel", "rule add pref 0 lookup local",
+	}
 	for _, table := range []string{"15466496", "15466752"} {
 		if strings.Contains(want, "table "+table) {
 			harm = append(harm, "route flush table "+table)
@@ -373,14 +266,14 @@ func steeringTriesAgain(r *directRig) {
 
 // steeringCheck: what would be refused is told before, and what others must accept.
 func steeringCheck(r *directRig) {
-	r.rule("pref 3 to " + rigAddr(r.family, 77, 7).Addr().String() + " lookup 77")
+	r.rule("pref 0 to " + rigAddr(r.family, 77, 7).Addr().String() + " lookup 77")
 	listing(r, "nft", "add table inet wall; add chain inet wall fw { type filter hook forward priority 0; policy drop; }")
 	defer listing(r, "nft", "delete table inet wall")
 	said := make(map[string]Item)
 	for _, i := range Check(Options{Direct: true}) {
 		said[i.Name] = i
 	}
-	if i := said["forwarding direct of "+string(r.family)]; !i.Doubtful || !strings.Contains(i.Detail, `"3: from all to `) {
+	if i := said["forwarding direct of "+string(r.family)]; !i.Doubtful || !strings.Contains(i.Detail, `"0: from all to `) {
 		r.Errorf("check with a rule before the engine's: got %+v; want it named", i)
 	}
 	if i := said["rules of others"]; !strings.Contains(i.Detail, "meta mark and 0xff000000 == 0xef000000") {
