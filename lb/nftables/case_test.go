@@ -98,6 +98,35 @@ func repair(b *bench) {
 	}
 }
 
+// repairAmongWork: the table is restored before the keeper has done all else that it
+// has to do.
+func repairAmongWork(b *bench) {
+	f := b.add(lb.TCP, b.member())
+	b.set()
+	client := netip.MustParseAddr("192.0.2.1")
+	if b.family == lb.IPv6 {
+		client = netip.MustParseAddr("2001:db8::1")
+	}
+	front, now := netip.AddrPortFrom(f.Addr, f.Port), time.Now()
+	b.engine.mu.Lock()
+	for i := range 100_000 {
+		from := netip.AddrPortFrom(client, uint16(i))
+		c := flow{version: b.version(), protocol: protocolNumber(lb.TCP), client: from, frontend: front, source: front, member: from}
+		b.engine.cuts.add(cut[flow]{c, now.Add(-provokeAfter[1]), 1})
+	}
+	run(b, "nft", "delete", "table", "inet", TableName)
+	b.engine.mu.Unlock()
+	b.eventually("the table is restored", func() bool {
+		p, err := b.left()
+		return err == nil && p.table
+	})
+	b.engine.mu.Lock()
+	defer b.engine.mu.Unlock()
+	if len(b.engine.cuts[1]) == 0 {
+		b.Error("the table was restored when all ends of cut connections were provoked; want it restored before")
+	}
+}
+
 // withoutCounts leaves out the elements that packets have made.
 func withoutCounts(listing string) string {
 	var out []string

@@ -44,6 +44,8 @@ type direct struct {
 	// them end; swept is when the last look at all flows began.
 	leaving map[netip.Addr]time.Time
 	swept   time.Time
+	due     bool          // all flows have to be looked at
+	cost    time.Duration // of the last such look
 	without map[lb.GroupID]*lb.MembersError
 	nobody  map[lb.GroupID]bool // none of its members can be used
 	cuts    cuts[ends]
@@ -53,8 +55,10 @@ type direct struct {
 	// inherited are removed routes that another process has told of.
 	inherited map[lb.Frontend]*route
 	// purgeAt is when to look for clients that are remembered for members that take no
-	// new connections of their route; zero if there is no reason.
+	// new connections of their route; zero if there is no reason. After a change that
+	// is done twice.
 	purgeAt time.Time
+	changed bool
 }
 
 // directGroup names the part of a group to which packets can be routed.
@@ -314,8 +318,6 @@ func (r *route) makeDirect() {
 	all := append(r.heldElements(),
 		element{"pools", id, value{data: string(r.pool.host())}},
 		goTo("choosers"+v.suffix, key, r.chooser().chain()),
-		// Connections of this machine itself, whose address members would answer.
-		goTo("pickers", id, "memberless"+v.suffix),
 	)
 	if len(r.spec.SourceRanges) > 0 {
 		all = append(all, element{set: "restricted", key: id})
@@ -327,12 +329,15 @@ func (r *route) makeDirect() {
 	r.elements = all
 }
 
-// heldElements are what flows need that have a member.
+// heldElements are what flows need that have a member. The first two keep other
+// connections from this machine's own programs: those that no member gets, and those
+// of this machine itself, whose address members would answer.
 func (r *route) heldElements() []element {
 	v, id := r.version(), string(r.id.host())
 	key := string(tupleKey(r.Frontend))
 	return []element{
 		{"routes" + v.suffix, key, value{data: id, comment: ownerComment(r.spec.Owner, r.spec.Name)}},
+		{"pickers", id, value{verdict: unix.NFT_GOTO, chain: "memberless" + v.suffix}},
 		{"holders" + v.suffix, key, value{verdict: unix.NFT_GOTO, chain: r.holder().chain()}},
 		{set: "fronts" + v.suffix, key: key},
 	}
@@ -360,7 +365,7 @@ func (p *plan) leave() {
 	next := make(map[lb.Frontend]*route)
 	stays := func(f lb.Frontend) bool { r := p.next.routes[f]; return r != nil && r.spec.Direct }
 	for f, r := range p.was.leaving {
-		if !stays(f) && p.now.Before(r.deadline) {
+		if !stays(f) && !p.e.direct.over(r, p.now) {
 			next[f] = r
 		}
 	}
@@ -375,7 +380,7 @@ func (p *plan) leave() {
 	for f, r := range next {
 		held := r.heldElements()
 		if p.next.routes[f] != nil {
-			held = held[1:] // the other is the new route's
+			held = held[2:] // the others are the new route's
 		}
 		if slices.Equal(held, r.elements) {
 			continue

@@ -25,9 +25,13 @@ var directFlowCases = []directCase{
 	{"CutsInTurns", directCutsInTurns},
 	{"PortsUsedAgain", directPortsAgain},
 	{"AffinityLeavesDraining", directAffinityDraining},
+	{"HomesComeBack", directHomesComeBack},
 	{"RemovedBeforeRestart", directRemovedBeforeRestart},
 	{"RemovedMeanwhile", directRemovedMeanwhile},
 	{"RemovedBeforeHandOver", directRemovedBeforeHandOver},
+	{"RemovedAmongSets", directRemovedAmongSets},
+	{"RemovedBeforeProgramsListen", directRemovedIsNobodys},
+	{"SessionsOfOthers", directSessionsOfOthers},
 	{"MemberLeftBeforeRestart", directLeftBeforeRestart},
 	{"CutBeforeHandOver", directCutBeforeHandOver},
 	{"Withdraw", directWithdraw},
@@ -414,6 +418,25 @@ func directAffinityDraining(r *directRig) {
 	if now := r.mustAsk(r.dial(f)); now != next {
 		r.Errorf("when the node is back the client went to %s; want %s, where it was last", now, next)
 	}
+}
+
+// directHomesComeBack: a packet that was on its way has a client remembered for a node
+// that drains, after such clients were forgotten.
+func directHomesComeBack(r *directRig) {
+	f := r.add(lb.TCP)
+	r.change(f, func(route *lb.Route) { route.AffinityFor = time.Hour })
+	r.mustSet()
+	had := int(r.mustAsk(r.dial(f))[1] - '0')
+	r.engine.mu.Lock()
+	number := r.engine.direct.numbers[r.node(had)]
+	r.engine.mu.Unlock()
+	r.state(f, had, lb.Draining)
+	r.mustSet()
+	forgotten := func() bool { return len(r.expiries("homes")) == 0 }
+	r.eventually("the client is forgotten", forgotten)
+	key := string(append(tupleKey(f), r.self().AsSlice()...))
+	r.fill([]element{{"homes" + r.suffix(), key, value{data: string(number.host()), timeout: time.Hour}}})
+	r.eventually("the client is forgotten again", forgotten)
 }
 
 // answerStream sends lines, also to a client that has ended its side.

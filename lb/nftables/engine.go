@@ -62,6 +62,7 @@ type Engine struct {
 	keeper sync.WaitGroup
 	wake   chan struct{} // capacity 1: the keeper has something to look at
 	quit   chan struct{} // closed to end the keeper
+	mended time.Time     // the keeper's: when it last looked whether the table is there
 
 	mu         sync.Mutex // guards what follows
 	watch      *socket    // the keeper's own, to look at flows while mu is free
@@ -101,6 +102,8 @@ type Engine struct {
 
 	clients int       // that the kernel remembered at the last look
 	purgeAt time.Time // when those are looked through again; zero if they need not
+	// purgeTwice tells that this will be the first time after a change.
+	purgeTwice bool
 }
 
 // retiredKey names a route that was removed from the table.
@@ -267,7 +270,7 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	e.state = p.next
 	e.numbers.keep(e.state)
 	if len(p.affinity) > 0 || p.rehomed || begins {
-		e.direct.purgeAt = p.now
+		e.direct.purgeAt, e.direct.changed = p.now, true
 		e.kick()
 		e.purgeClients(p.now)
 	}
@@ -333,6 +336,11 @@ func (e *Engine) schedule(now time.Time) {
 	}
 	for d := range drains {
 		e.sweepAt(now.Add(d))
+	}
+	for _, r := range e.state.leaving {
+		if r.deadline.After(now) {
+			e.sweepAt(r.deadline)
+		}
 	}
 	e.kick()
 }

@@ -44,6 +44,7 @@ func (e *Engine) start() (err error) {
 	if e.watch, err = dial(); err != nil {
 		return err
 	}
+	e.watch.between = e.mend
 	if e.raw, err = openRaw(); err != nil {
 		return err
 	}
@@ -103,27 +104,43 @@ func (e *Engine) keepWatch() {
 	}
 }
 
-// attend does what is due and returns when something will be next.
+// attend does what is due and returns when something will be next. Sessions that have
+// to end wait for as little as can be.
 func (e *Engine) attend(cleaned *time.Time) time.Duration {
-	e.purgeDue()
-	e.sweepDue()
-	e.watchSteering(time.Now())
-	e.provoke()
-	e.purgeHomes()
+	for _, do := range []func(){
+		e.sweepDue, e.purgeDue, e.sweepDirect, func() { e.watchSteering(time.Now()) }, e.provoke, e.purgeHomes,
+	} {
+		e.mend()
+		do()
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {
 		return lookInterval
 	}
 	now := time.Now()
-	if err := e.restore(); err != nil {
-		e.log.Error("the kernel's table cannot be restored; it is tried again", zap.Error(err))
-	}
 	if e.unclean && now.Sub(*cleaned) >= cleanInterval {
 		*cleaned = now
 		e.clean()
 	}
 	return e.next(now)
+}
+
+// mend restores the table, unless it was looked at a moment ago. It is the keeper's,
+// who calls it in between whatever it does that may take long.
+func (e *Engine) mend() {
+	if time.Since(e.mended) < lookInterval/2 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mended = time.Now()
+	if e.idle() {
+		return
+	}
+	if err := e.restore(); err != nil {
+		e.log.Error("the kernel's table cannot be restored; it is tried again", zap.Error(err))
+	}
 }
 
 // idle tells whether the kernel's table is not this engine's to care for. Callers
@@ -154,8 +171,9 @@ func (e *Engine) due(now time.Time) []selector {
 	some := e.soon
 	e.soon = nil
 	if n > 0 || now.Sub(e.swept) >= e.idleSweep() {
-		return []selector{{}}
+		some = []selector{{}}
 	}
+	e.direct.due = e.direct.due || slices.ContainsFunc(some, e.direct.concerned(e.state))
 	return some
 }
 
@@ -172,12 +190,12 @@ func (e *Engine) idleSweep() time.Duration {
 			least, most = min(least, 20*time.Second), min(most, 28*time.Second)
 		}
 	}
-	return min(max(least, sweepShare*e.cost), most)
+	return min(max(least, sweepShare*(e.cost+e.direct.cost)), most)
 }
 
 // next is when there is something to do again.
 func (e *Engine) next(now time.Time) time.Duration {
-	wait := min(lookInterval, e.swept.Add(e.idleSweep()).Sub(now))
+	wait := min(e.mended.Add(lookInterval).Sub(now), e.swept.Add(e.idleSweep()).Sub(now))
 	if len(e.sweeps) > 0 {
 		wait = min(wait, e.sweeps[0].Sub(now))
 	}

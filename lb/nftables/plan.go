@@ -124,7 +124,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 func (p *plan) keepRoutes() bool {
 	p.next.leaving, p.next.directs, p.next.sparing = p.was.leaving, p.was.directs, p.was.sparing
 	for _, r := range p.was.leaving {
-		if !p.now.Before(r.deadline) {
+		if p.e.direct.over(r, p.now) {
 			return false
 		}
 	}
