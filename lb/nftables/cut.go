@@ -90,6 +90,11 @@ func (e *Engine) provoke() {
 			raw.provoke(&c.what, true)
 		}
 		for _, c := range direct {
+			if c.tries > 0 {
+				if known, err := socket.connected(c.what); err != nil || known {
+					continue
+				}
+			}
 			raw.provokeClient(c.what)
 		}
 	}

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -36,13 +35,18 @@ type direct struct {
 	left     string                   // and of what could not be taken away
 	routes   map[lb.Frontend]lb.Route // the table's that groups was made of
 	groups   map[lb.GroupID]bool      // those that such routes use
-	longest  time.Duration            // that flows to members that are gone go on
-	links    map[netip.Addr]link
-	lost     map[netip.Addr]time.Time // on a link once, and since when not
-	numbers  map[netip.Addr]mark      // of members
+	// counts are the owners of frontends that the table counts something for, past what
+	// it has counted of connections to members whose numbers were taken back.
+	counts  map[lb.Frontend]lb.Owner
+	past    map[mark]uint64
+	longest time.Duration // that flows to members that are gone go on
+	links   map[netip.Addr]link
+	lost    map[netip.Addr]time.Time // on a link once, and since when not
+	numbers map[netip.Addr]mark      // of members
 	// leaving are members that no group has any more, with when the last flows to
 	// them end; swept is when the last look at all flows began.
 	leaving map[netip.Addr]time.Time
+	freed   map[mark]bool // numbers that nobody has, and counters perhaps still
 	swept   time.Time
 	due     bool          // all flows have to be looked at
 	cost    time.Duration // of the last such look
@@ -96,6 +100,7 @@ func (e *Engine) withDirect(t lb.Table, now time.Time) lb.Table {
 	if until := d.number(t, e.state, now); !until.IsZero() {
 		e.sweepAt(until)
 	}
+	e.unclean = e.unclean || len(d.freed) > 0
 	e.steer()
 	groups := maps.Clone(t.Groups)
 	for id := range d.groups {
@@ -131,7 +136,7 @@ func (d *direct) number(t lb.Table, s *state, now time.Time) (until time.Time) {
 	}
 	d.look(wanted, now)
 	until = d.release(wanted, s, now)
-	taken, many := make(map[mark]bool), make(map[*version]int)
+	taken, many := maps.Clone(d.freed), make(map[*version]int)
 	for a, m := range d.numbers {
 		taken[m] = true
 		if wanted[a] {
@@ -171,6 +176,9 @@ func (d *direct) release(wanted map[netip.Addr]bool, s *state, now time.Time) (u
 		case !leaves:
 			d.leaving[a], until = longest, longest
 		case now.After(over) && (d.swept.After(over) || !s.shape.steers()):
+			if s.shape.steers() {
+				d.freed[d.numbers[a]] = true
+			}
 			delete(d.numbers, a)
 			delete(d.leaving, a)
 			delete(d.links, a)
@@ -474,25 +482,4 @@ func gatewayElements(a netip.Addr, m mark) []element {
 		{"gateways" + versionOf(a).suffix, string(a.AsSlice()), value{data: string(m.host())}},
 		{set: "members", key: string(m.host())},
 	}
-}
-
-// ends are those of a flow, as the key of the rules has them.
-type ends struct {
-	client   netip.AddrPort
-	frontend lb.Frontend
-}
-
-func readEnds(v *version, k []byte) (ends, bool) {
-	n := int(v.length)
-	if len(k) < 2*n+12 {
-		return ends{}, false
-	}
-	client, ok := netip.AddrFromSlice(k[:n])
-	frontend, there := netip.AddrFromSlice(k[n+4 : 2*n+4])
-	return ends{
-		client: netip.AddrPortFrom(client, binary.BigEndian.Uint16(k[n:])),
-		frontend: lb.Frontend{
-			Addr: frontend, Protocol: protocolOf(k[2*n+4]), Port: binary.BigEndian.Uint16(k[2*n+8:]),
-		},
-	}, ok && there
 }

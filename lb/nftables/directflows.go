@@ -111,6 +111,9 @@ func (d *direct) over(r *route, now time.Time) bool {
 	return !now.Before(r.deadline) && (!d.swept.Before(r.deadline) || now.Sub(r.deadline) > unsweptFor)
 }
 
+// readLongAgo is after what time a flow may be another one by now.
+const readLongAgo = time.Second
+
 // sweepDirect ends the flows that must not go on, if there may be any, and what has
 // left for good. Like sweepDue it holds mu only for what it changes.
 func (e *Engine) sweepDirect() {
@@ -132,6 +135,9 @@ func (e *Engine) sweepDirect() {
 	})
 	count, failed := 0, false
 	for part := range slices.Chunk(slices.Collect(maps.Values(over)), maxFlowsAtOnce) {
+		if time.Since(now) > readLongAgo {
+			part = slices.DeleteFunc(part, func(f directFlow) bool { return socket.changed(f) })
+		}
 		e.mu.Lock()
 		if !e.idle() {
 			n, err := e.endDirect(part, time.Now())
@@ -265,6 +271,7 @@ func (e *Engine) expire(now time.Time) error {
 		return fmt.Errorf("forget removed routes: %w", err)
 	}
 	e.adopt(p, false)
+	e.unclean = true
 	return nil
 }
 
@@ -419,6 +426,9 @@ func (c *census) countDirect(t *tally, s *state, members map[mark]netip.Addr) er
 		for name, count := range map[string]func(place, found){
 			"begun": func(p place, f found) {
 				t.routes["accepted"][p.route] += f.packets
+				if !p.member.IsValid() {
+					return // its number was taken back
+				}
 				if t.connections[p.route] == nil {
 					t.connections[p.route] = make(map[netip.Addr]uint64)
 				}
@@ -427,14 +437,9 @@ func (c *census) countDirect(t *tally, s *state, members map[mark]netip.Addr) er
 			"steered": func(p place, f found) { t.in[p] += f.bytes },
 		} {
 			if err := c.rules.read(name+v.suffix, func(f found) {
-				n := int(v.length) + 8
-				if len(f.key) != n+4 {
-					return
-				}
-				frontend, ok := tuple([]byte(f.key[:n]))
-				a := members[hostMark([]byte(f.key[n:]))]
-				if r := s.served(frontend); ok && r != nil && a.IsValid() {
-					count(place{r.id, a}, f)
+				frontend, member := tupleAndNumber(v, []byte(f.key))
+				if r := s.served(frontend); member != 0 && r != nil {
+					count(place{r.id, members[member]}, f)
 				}
 			}); err != nil {
 				return err

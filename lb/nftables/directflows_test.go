@@ -23,6 +23,11 @@ var directFlowCases = []directCase{
 	{"SourceRangesOfDatagrams", directNarrowedDatagrams},
 	{"TombstonesAtOnce", directTombstones},
 	{"CutsInTurns", directCutsInTurns},
+	{"CutPortsAgain", directCutPortsAgain},
+	{"FlowsChanged", directFlowsChanged},
+	{"CountsOfNumbers", directCountsOfNumbers},
+	{"CountsBeforeRestart", directCountsBeforeRestart},
+	{"CountsOfOwners", directCountsOfOwners},
 	{"PortsUsedAgain", directPortsAgain},
 	{"AffinityLeavesDraining", directAffinityDraining},
 	{"HomesComeBack", directHomesComeBack},
@@ -196,9 +201,9 @@ func directTombstones(r *directRig) {
 	for range 10 {
 		r.on(0, f)
 	}
-	had := 0
+	had, number := 0, r.numberOf(0)
 	r.eachFlow(func(d directFlow) {
-		if d.member == r.engine.direct.numbers[r.node(0)] {
+		if d.member == number {
 			had++
 		}
 	})
@@ -313,10 +318,10 @@ func directCutsInTurns(r *directRig) {
 	f := r.add(lb.TCP)
 	r.mustSet()
 	const flows = 16 * maxFlowsAtOnce
-	number := r.engine.direct.numbers[r.node(0)]
+	number := r.numberOf(0)
 	all := make([]element, flows)
 	for i := range all {
-		all[i] = element{"flows" + r.suffix(), string(ends{netip.AddrPortFrom(r.self(), uint16(10_000+i)), f}.key()), value{data: string(number.host()), timeout: time.Hour}}
+		all[i] = element{"flows" + r.suffix(), ends{netip.AddrPortFrom(r.self(), uint16(10_000+i)), f}.key(), value{data: string(number.host()), timeout: time.Hour}}
 	}
 	r.fill(all)
 	stop := r.disturb()
@@ -339,13 +344,6 @@ func directCutsInTurns(r *directRig) {
 	if n := r.tombstones(); n != flows {
 		r.Errorf("got %d tombstones; want %d", n, flows)
 	}
-}
-
-// key is that of the rules.
-func (e ends) key() []byte {
-	port := func(b []byte, p uint16) []byte { return append(b, byte(p>>8), byte(p), 0, 0) }
-	b := port(e.client.Addr().AsSlice(), e.client.Port())
-	return append(append(b, e.frontend.Addr.AsSlice()...), tupleKey(e.frontend)[len(e.frontend.Addr.AsSlice()):]...)
 }
 
 // fill adds elements to the table.
@@ -427,9 +425,7 @@ func directHomesComeBack(r *directRig) {
 	r.change(f, func(route *lb.Route) { route.AffinityFor = time.Hour })
 	r.mustSet()
 	had := int(r.mustAsk(r.dial(f))[1] - '0')
-	r.engine.mu.Lock()
-	number := r.engine.direct.numbers[r.node(had)]
-	r.engine.mu.Unlock()
+	number := r.numberOf(had)
 	r.state(f, had, lb.Draining)
 	r.mustSet()
 	forgotten := func() bool { return len(r.expiries("homes")) == 0 }

@@ -94,7 +94,8 @@ type Engine struct {
 	swept        time.Time
 	cost         time.Duration // of the last look at all flows
 	cuts         cuts[flow]
-	unclean      bool // counters of routes that are forgotten are left
+	unclean      bool      // counters of routes that are forgotten are left
+	cleaned      time.Time // when that was seen to
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
 	closedTo map[*version]error
@@ -193,6 +194,9 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	if err := e.bringHome(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
+	if err := e.discountOthers(p.strangers); err != nil {
+		return nil, fmt.Errorf("set a table: %w", err)
+	}
 	if err := e.carryOut(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
@@ -263,6 +267,9 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	if !sameMap(p.was.routes, p.next.routes) {
 		for _, r := range p.next.routes {
 			e.byID[r.id] = r
+			if r.spec.Direct {
+				e.direct.counts[r.Frontend] = r.spec.Owner
+			}
 		}
 		e.restrictRetired(p)
 		e.warnOfSources(p.next.routes)

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"errors"
 	"slices"
 	"time"
 
@@ -54,6 +53,9 @@ func (e *Engine) start() (err error) {
 	if err := e.direct.learn(e.rules); err != nil {
 		return err
 	}
+	if err := e.direct.learnCounted(e.rules); err != nil {
+		return err
+	}
 	if err := e.tracking.flows(func(f *flow) { e.numbers.note(f.mark) }); err != nil {
 		return err
 	}
@@ -92,7 +94,6 @@ func (e *Engine) keepWatch() {
 	for _, i := range append(checkOthers(e.opts.Direct), checkMarks(e.opts.Direct)...) {
 		e.log.Warn(i.Name + ": " + i.Detail)
 	}
-	var cleaned time.Time
 	for {
 		select {
 		case <-e.quit:
@@ -100,30 +101,26 @@ func (e *Engine) keepWatch() {
 		case <-e.wake:
 		case <-timer.C:
 		}
-		timer.Reset(e.attend(&cleaned))
+		timer.Reset(e.attend())
 	}
 }
 
 // attend does what is due and returns when something will be next. Sessions that have
 // to end wait for as little as can be.
-func (e *Engine) attend(cleaned *time.Time) time.Duration {
+func (e *Engine) attend() time.Duration {
 	for _, do := range []func(){
 		e.sweepDue, e.purgeDue, e.sweepDirect, func() { e.watchSteering(time.Now()) }, e.provoke, e.purgeHomes,
 	} {
 		e.mend()
 		do()
 	}
+	e.clean()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {
 		return lookInterval
 	}
-	now := time.Now()
-	if e.unclean && now.Sub(*cleaned) >= cleanInterval {
-		*cleaned = now
-		e.clean()
-	}
-	return e.next(now)
+	return e.next(time.Now())
 }
 
 // mend restores the table, unless it was looked at a moment ago. It is the keeper's,
@@ -203,66 +200,4 @@ func (e *Engine) next(now time.Time) time.Duration {
 		wait = min(wait, sweepGrain)
 	}
 	return max(wait, time.Millisecond)
-}
-
-// clean deletes counters of routes and members that are gone for good.
-func (e *Engine) clean() {
-	e.unclean = false
-	wrong := make(map[string][]element)
-	note := func(set string, known func(key []byte) bool) error {
-		return e.rules.read(set, func(f found) {
-			if !known([]byte(f.key)) {
-				wrong[set] = append(wrong[set], element{set: set, key: f.key})
-			}
-		})
-	}
-	var errs []error
-	for _, set := range countedSets {
-		errs = append(errs, note(set, func(k []byte) bool { return e.byID[hostMark(k)] != nil }))
-	}
-	for _, v := range versions {
-		for _, set := range []string{"connections", "in", "out"} {
-			errs = append(errs, note(set+v.suffix, e.countsFor))
-		}
-		// Their keys have a client where those of the others have a member.
-		errs = append(errs, note("clients"+v.suffix, func(k []byte) bool { return e.byID[hostMark(k)] != nil }))
-	}
-	if e.state.shape.steers() {
-		for _, v := range versions {
-			for _, set := range []string{"begun", "steered"} {
-				errs = append(errs, note(set+v.suffix, func(k []byte) bool { return e.state.routeOf(k) != nil }))
-			}
-		}
-	}
-	owners := make(map[mark]bool)
-	for _, m := range e.state.owners {
-		owners[m] = true
-	}
-	for l := range e.state.shape.mostLimits() {
-		errs = append(errs, note(limitSet(l).name, func(k []byte) bool { return owners[hostMark(k)] }))
-	}
-	if err := errors.Join(errs...); err != nil {
-		e.log.Error("counters of what is gone cannot be read; it is tried again", zap.Error(err))
-		e.unclean = true
-	}
-	for set, all := range wrong {
-		e.deleteQuietly(set, all)
-	}
-}
-
-// countsFor tells whether a key names a route and, where it is a member's, one
-// that the route has or had a while ago.
-func (e *Engine) countsFor(k []byte) bool {
-	m, a, ok := fromMarkAddr(k)
-	r := e.byID[m]
-	if !ok || r == nil {
-		return false
-	}
-	pool := e.state.pools[r.spec.Group]
-	if pool == nil || !r.deadline.IsZero() {
-		return true
-	}
-	_, there := pool.members[a]
-	_, gone := pool.gone[a]
-	return there || gone
 }
