@@ -98,6 +98,35 @@ func repair(b *bench) {
 	}
 }
 
+// repairAmongWork: the table is restored before the keeper has done all else that it
+// has to do.
+func repairAmongWork(b *bench) {
+	f := b.add(lb.TCP, b.member())
+	b.set()
+	client := netip.MustParseAddr("192.0.2.1")
+	if b.family == lb.IPv6 {
+		client = netip.MustParseAddr("2001:db8::1")
+	}
+	front, now := netip.AddrPortFrom(f.Addr, f.Port), time.Now()
+	b.engine.mu.Lock()
+	for i := range 30_000 {
+		from := netip.AddrPortFrom(client, uint16(i))
+		c := flow{version: b.version(), protocol: protocolNumber(lb.TCP), client: from, frontend: front, source: front, member: from}
+		b.engine.cuts.add(cut[flow]{c, now.Add(-provokeAfter[1]), 1})
+	}
+	run(b, "nft", "delete", "table", "inet", TableName)
+	b.engine.mu.Unlock()
+	b.eventually("the table is restored", func() bool {
+		p, err := b.left()
+		return err == nil && p.table
+	})
+	b.engine.mu.Lock()
+	defer b.engine.mu.Unlock()
+	if len(b.engine.cuts[1]) == 0 {
+		b.Error("the table was restored when all ends of cut connections were provoked; want it restored before")
+	}
+}
+
 // withoutCounts leaves out the elements that packets have made.
 func withoutCounts(listing string) string {
 	var out []string
@@ -278,12 +307,28 @@ func affinityStays(b *bench) {
 	b.set()
 	b.counters(f) // opens the sockets
 	b.dial(f)
-	b.engine.mu.Lock()
-	b.engine.clean()
-	b.engine.mu.Unlock()
+	b.cleaned()
 	if n := b.remembered(); n != 1 {
 		b.Errorf("remembered clients after what is gone was cleaned away: got %d; want 1", n)
 	}
+}
+
+// cleaned waits until counters of what is gone are deleted.
+func (b *bench) cleaned() {
+	b.Helper()
+	eventuallyCleaned(b.engine, b.eventually)
+}
+
+// eventuallyCleaned has the keeper clean at once.
+func eventuallyCleaned(e *Engine, eventually func(string, func() bool)) {
+	e.mu.Lock()
+	e.unclean, e.cleaned = true, time.Time{}
+	e.mu.Unlock()
+	eventually("counters of what is gone are deleted", func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return !e.unclean && !e.cleaned.IsZero()
+	})
 }
 
 // remembered counts the clients that the kernel remembers.

@@ -39,7 +39,7 @@ func (e *Engine) Counters() []lb.RouteCounters {
 	defer e.counting.Unlock()
 	e.mu.Lock()
 	s, running, members := e.state, e.rules != nil && !e.handed, e.direct.byNumber()
-	retired := maps.Clone(e.retired)
+	retired, past := maps.Clone(e.retired), maps.Clone(e.direct.past)
 	e.mu.Unlock()
 	if !running {
 		return nil
@@ -49,6 +49,9 @@ func (e *Engine) Counters() []lb.RouteCounters {
 	if err != nil {
 		e.log.Error("counters cannot be read", zap.Error(err))
 		return nil
+	}
+	for m, n := range past {
+		t.routes["accepted"][m] += n
 	}
 	all := make([]lb.RouteCounters, 0, len(s.routes)+len(retired))
 	for _, r := range s.routes {

@@ -63,11 +63,13 @@ const maxCutsAtOnce = 256
 
 // provoke has the ends of connections that were cut send a segment, unless a new
 // connection has the same ends by now. It is the keeper's, whose socket it looks with:
-// there may be very many, so mu is free meanwhile.
+// there may be very many, so mu is free meanwhile. It leaves the rest for later when
+// some flows have to be looked at.
 func (e *Engine) provoke() {
-	for {
+	for begun := false; ; begun = true {
+		e.mend()
 		e.mu.Lock()
-		if e.idle() {
+		if e.idle() || begun && len(e.soon) > 0 {
 			e.mu.Unlock()
 			return
 		}
@@ -88,6 +90,11 @@ func (e *Engine) provoke() {
 			raw.provoke(&c.what, true)
 		}
 		for _, c := range direct {
+			if c.tries > 0 {
+				if known, err := socket.connected(c.what); err != nil || known {
+					continue
+				}
+			}
 			raw.provokeClient(c.what)
 		}
 	}

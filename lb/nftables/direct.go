@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -36,14 +35,21 @@ type direct struct {
 	left     string                   // and of what could not be taken away
 	routes   map[lb.Frontend]lb.Route // the table's that groups was made of
 	groups   map[lb.GroupID]bool      // those that such routes use
-	longest  time.Duration            // that flows to members that are gone go on
-	links    map[netip.Addr]link
-	lost     map[netip.Addr]time.Time // on a link once, and since when not
-	numbers  map[netip.Addr]mark      // of members
+	// counts are the owners of frontends that the table counts something for, past what
+	// it has counted of connections to members whose numbers were taken back.
+	counts  map[lb.Frontend]lb.Owner
+	past    map[mark]uint64
+	longest time.Duration // that flows to members that are gone go on
+	links   map[netip.Addr]link
+	lost    map[netip.Addr]time.Time // on a link once, and since when not
+	numbers map[netip.Addr]mark      // of members
 	// leaving are members that no group has any more, with when the last flows to
 	// them end; swept is when the last look at all flows began.
 	leaving map[netip.Addr]time.Time
+	freed   map[mark]bool // numbers that nobody has, and counters perhaps still
 	swept   time.Time
+	due     bool          // all flows have to be looked at
+	cost    time.Duration // of the last such look
 	without map[lb.GroupID]*lb.MembersError
 	nobody  map[lb.GroupID]bool // none of its members can be used
 	cuts    cuts[ends]
@@ -53,8 +59,10 @@ type direct struct {
 	// inherited are removed routes that another process has told of.
 	inherited map[lb.Frontend]*route
 	// purgeAt is when to look for clients that are remembered for members that take no
-	// new connections of their route; zero if there is no reason.
+	// new connections of their route; zero if there is no reason. After a change that
+	// is done twice.
 	purgeAt time.Time
+	changed bool
 }
 
 // directGroup names the part of a group to which packets can be routed.
@@ -92,6 +100,7 @@ func (e *Engine) withDirect(t lb.Table, now time.Time) lb.Table {
 	if until := d.number(t, e.state, now); !until.IsZero() {
 		e.sweepAt(until)
 	}
+	e.unclean = e.unclean || len(d.freed) > 0
 	e.steer()
 	groups := maps.Clone(t.Groups)
 	for id := range d.groups {
@@ -123,7 +132,7 @@ func (d *direct) number(t lb.Table, s *state, now time.Time) (until time.Time) {
 	}
 	d.look(wanted, now)
 	until = d.release(wanted, s, now)
-	taken, many := make(map[mark]bool), make(map[*version]int)
+	taken, many := maps.Clone(d.freed), make(map[*version]int)
 	for a, m := range d.numbers {
 		taken[m] = true
 		if wanted[a] {
@@ -163,6 +172,9 @@ func (d *direct) release(wanted map[netip.Addr]bool, s *state, now time.Time) (u
 		case !leaves:
 			d.leaving[a], until = longest, longest
 		case now.After(over) && (d.swept.After(over) || !s.shape.steers()):
+			if s.shape.steers() {
+				d.freed[d.numbers[a]] = true
+			}
 			delete(d.numbers, a)
 			delete(d.leaving, a)
 			delete(d.links, a)
@@ -316,8 +328,6 @@ func (r *route) makeDirect() {
 	all := append(r.heldElements(),
 		element{"pools", id, value{data: string(r.pool.host())}},
 		goTo("choosers"+v.suffix, key, r.chooser().chain()),
-		// Connections of this machine itself, whose address members would answer.
-		goTo("pickers", id, "memberless"+v.suffix),
 	)
 	if len(r.spec.SourceRanges) > 0 {
 		all = append(all, element{set: "restricted", key: id})
@@ -329,12 +339,15 @@ func (r *route) makeDirect() {
 	r.elements = all
 }
 
-// heldElements are what flows need that have a member.
+// heldElements are what flows need that have a member. The first two keep other
+// connections from this machine's own programs: those that no member gets, and those
+// of this machine itself, whose address members would answer.
 func (r *route) heldElements() []element {
 	v, id := r.version(), string(r.id.host())
 	key := string(tupleKey(r.Frontend))
 	return []element{
 		{"routes" + v.suffix, key, value{data: id, comment: ownerComment(r.spec.Owner, r.spec.Name)}},
+		{"pickers", id, value{verdict: unix.NFT_GOTO, chain: "memberless" + v.suffix}},
 		{"holders" + v.suffix, key, value{verdict: unix.NFT_GOTO, chain: r.holder().chain()}},
 		{set: "fronts" + v.suffix, key: key},
 	}
@@ -362,7 +375,7 @@ func (p *plan) leave() {
 	next := make(map[lb.Frontend]*route)
 	stays := func(f lb.Frontend) bool { r := p.next.routes[f]; return r != nil && r.spec.Direct }
 	for f, r := range p.was.leaving {
-		if !stays(f) && p.now.Before(r.deadline) {
+		if !stays(f) && !p.e.direct.over(r, p.now) {
 			next[f] = r
 		}
 	}
@@ -377,7 +390,7 @@ func (p *plan) leave() {
 	for f, r := range next {
 		held := r.heldElements()
 		if p.next.routes[f] != nil {
-			held = held[1:] // the other is the new route's
+			held = held[2:] // the others are the new route's
 		}
 		if slices.Equal(held, r.elements) {
 			continue
@@ -471,25 +484,4 @@ func gatewayElements(a netip.Addr, m mark) []element {
 		{"gateways" + versionOf(a).suffix, string(a.AsSlice()), value{data: string(m.host())}},
 		{set: "members", key: string(m.host())},
 	}
-}
-
-// ends are those of a flow, as the key of the rules has them.
-type ends struct {
-	client   netip.AddrPort
-	frontend lb.Frontend
-}
-
-func readEnds(v *version, k []byte) (ends, bool) {
-	n := int(v.length)
-	if len(k) < 2*n+12 {
-		return ends{}, false
-	}
-	client, ok := netip.AddrFromSlice(k[:n])
-	frontend, there := netip.AddrFromSlice(k[n+4 : 2*n+4])
-	return ends{
-		client: netip.AddrPortFrom(client, binary.BigEndian.Uint16(k[n:])),
-		frontend: lb.Frontend{
-			Addr: frontend, Protocol: protocolOf(k[2*n+4]), Port: binary.BigEndian.Uint16(k[2*n+8:]),
-		},
-	}, ok && there
 }

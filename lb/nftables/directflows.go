@@ -22,6 +22,10 @@ const tombstone = ofGateway | maxID
 // tombstoneFor is how long one stands.
 const tombstoneFor = time.Minute
 
+// unsweptFor is how long the end of a removed route waits at most for a look at its
+// flows that has missed none.
+const unsweptFor = time.Minute
+
 // served returns the route of a frontend whose packets are routed as they are, or
 // were until a moment ago.
 func (s *state) served(f lb.Frontend) *route {
@@ -80,16 +84,47 @@ func (s *socket) readFlows(f func(directFlow)) (whole bool, err error) {
 	return whole, nil
 }
 
-// sweepDirect ends the flows that must not go on, and what has left for good.
-// Like sweepDue it holds mu only for what it changes. It returns false if it may have
-// missed some.
-func (e *Engine) sweepDirect(now time.Time) (whole bool) {
+// concerned tells of what is picked whether it may be of such routes.
+func (d *direct) concerned(s *state) func(selector) bool {
+	return func(w selector) bool {
+		switch {
+		case w.member.IsValid():
+			return d.numbers[w.member] != 0
+		case w.frontend.IsValid():
+			for _, routes := range []map[lb.Frontend]*route{s.routes, s.leaving} {
+				for f, r := range routes {
+					if f.Addr == w.frontend && r.spec.Direct {
+						return true
+					}
+				}
+			}
+			return false
+		}
+		return true
+	}
+}
+
+// over tells whether nothing of a removed route is left. Its flows must have been
+// looked at since its time was over, as they would end without a word afterwards.
+// If others keep the kernel's tables from being read whole that has been tried often.
+func (d *direct) over(r *route, now time.Time) bool {
+	return !now.Before(r.deadline) && (!d.swept.Before(r.deadline) || now.Sub(r.deadline) > unsweptFor)
+}
+
+// readLongAgo is after what time a flow may be another one by now.
+const readLongAgo = time.Second
+
+// sweepDirect ends the flows that must not go on, if there may be any, and what has
+// left for good. Like sweepDue it holds mu only for what it changes.
+func (e *Engine) sweepDirect() {
 	e.mu.Lock()
+	now := time.Now()
 	s, socket, members := e.state, e.watch, e.direct.byNumber()
-	off := e.idle() || !s.shape.steers()
+	off := e.idle() || !e.direct.due || !s.shape.steers()
+	e.direct.due = false
 	e.mu.Unlock()
 	if off {
-		return true
+		return
 	}
 	type place struct{ set, key string }
 	over := make(map[place]directFlow)
@@ -100,6 +135,9 @@ func (e *Engine) sweepDirect(now time.Time) (whole bool) {
 	})
 	count, failed := 0, false
 	for part := range slices.Chunk(slices.Collect(maps.Values(over)), maxFlowsAtOnce) {
+		if time.Since(now) > readLongAgo {
+			part = slices.DeleteFunc(part, func(f directFlow) bool { return socket.changed(f) })
+		}
 		e.mu.Lock()
 		if !e.idle() {
 			n, err := e.endDirect(part, time.Now())
@@ -109,6 +147,7 @@ func (e *Engine) sweepDirect(now time.Time) (whole bool) {
 		}
 		e.mu.Unlock()
 		e.provoke()
+		e.sweepDue() // others do not wait for all of these
 	}
 	if count > 0 {
 		e.log.Info("connections were reset", zap.Int("connections", count))
@@ -116,19 +155,22 @@ func (e *Engine) sweepDirect(now time.Time) (whole bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {
-		return true
+		return
 	}
 	e.failed(err, now)
+	e.direct.cost = time.Since(now)
+	if !whole {
+		e.sweepAt(now.Add(max(time.Second, sweepShare*e.direct.cost)))
+	}
 	if err == nil && whole && !failed {
 		e.direct.swept = now
 	}
 	for _, r := range e.state.leaving {
-		if !now.Before(r.deadline) {
+		if e.direct.over(r, now) {
 			e.failed(e.expire(now), now)
 			break
 		}
 	}
-	return whole
 }
 
 // endDirect ends flows, unless they may go on by now, and returns how many of them
@@ -229,6 +271,7 @@ func (e *Engine) expire(now time.Time) error {
 		return fmt.Errorf("forget removed routes: %w", err)
 	}
 	e.adopt(p, false)
+	e.unclean = true
 	return nil
 }
 
@@ -263,7 +306,7 @@ func (e *Engine) recallLeaving(now time.Time) error {
 		}
 	}
 	maps.Copy(known.leaving, e.direct.inherited)
-	e.state, e.direct.purgeAt = known, now
+	e.state, e.direct.purgeAt, e.direct.changed = known, now, true
 	for _, r := range known.leaving {
 		e.sweepAt(r.deadline)
 	}
@@ -287,39 +330,58 @@ func (e *Engine) purgeHomes() {
 	s, socket, members := e.state, e.watch, e.direct.byNumber()
 	now := time.Now()
 	due := !e.idle() && !e.direct.purgeAt.IsZero() && !now.Before(e.direct.purgeAt)
+	first := e.direct.changed
 	if due {
-		e.direct.purgeAt = time.Time{}
+		e.direct.purgeAt, e.direct.changed = time.Time{}, false
 	}
 	e.mu.Unlock()
 	if !due {
 		return
 	}
+	again := first
 	for _, v := range versions {
 		if !s.homes(v) {
 			continue
 		}
 		set := "homes" + v.suffix
 		var wrong []element
-		each := func(f found) {
-			if a, r := members[hostMark([]byte(f.data))], s.routeOf([]byte(f.key)); r == nil || !s.active(r, a) {
-				wrong = append(wrong, element{set: set, key: f.key})
+		err := socket.readSome(set, func(f found) {
+			if s.misleadsHome(f.key, members[hostMark([]byte(f.data))]) {
+				wrong = append(wrong, element{set, f.key, value{data: f.data}})
 			}
-		}
-		err := socket.stream(socket.elementsOf(set), func(_ uint8, body []byte) { eachFound(body, each) })
+		})
 		for part := range slices.Chunk(wrong, maxElements) {
 			e.mu.Lock()
 			if !e.idle() {
-				e.deleteQuietly(set, part)
+				members := e.direct.byNumber()
+				again = !e.deleteQuietly(set, slices.DeleteFunc(part, func(h element) bool {
+					return !e.state.misleadsHome(h.key, members[hostMark([]byte(h.data))])
+				})) || again
 			}
 			e.mu.Unlock()
+			e.mend()
 		}
-		if err != nil && !isNotFound(err) {
-			e.mu.Lock()
-			// Others have changed tables meanwhile, and some may be left.
-			e.direct.purgeAt = time.Now().Add(max(time.Second, sweepShare*time.Since(now)))
-			e.mu.Unlock()
-		}
+		again = again || err != nil // others have changed tables meanwhile, and some may be left
 	}
+	if !again {
+		return
+	}
+	wait := purgeAgain
+	if !first {
+		wait = max(wait, sweepShare*time.Since(now))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if at := time.Now().Add(wait); e.direct.purgeAt.IsZero() || at.Before(e.direct.purgeAt) {
+		e.direct.purgeAt = at
+	}
+}
+
+// misleadsHome tells whether a client is sent to a member that takes no new connections
+// of its route.
+func (s *state) misleadsHome(key string, a netip.Addr) bool {
+	r := s.routeOf([]byte(key))
+	return r == nil || !s.active(r, a)
 }
 
 // homes tells whether such routes remember clients.
@@ -364,6 +426,9 @@ func (c *census) countDirect(t *tally, s *state, members map[mark]netip.Addr) er
 		for name, count := range map[string]func(place, found){
 			"begun": func(p place, f found) {
 				t.routes["accepted"][p.route] += f.packets
+				if !p.member.IsValid() {
+					return // its number was taken back
+				}
 				if t.connections[p.route] == nil {
 					t.connections[p.route] = make(map[netip.Addr]uint64)
 				}
@@ -372,14 +437,9 @@ func (c *census) countDirect(t *tally, s *state, members map[mark]netip.Addr) er
 			"steered": func(p place, f found) { t.in[p] += f.bytes },
 		} {
 			if err := c.rules.read(name+v.suffix, func(f found) {
-				n := int(v.length) + 8
-				if len(f.key) != n+4 {
-					return
-				}
-				frontend, ok := tuple([]byte(f.key[:n]))
-				a := members[hostMark([]byte(f.key[n:]))]
-				if r := s.served(frontend); ok && r != nil && a.IsValid() {
-					count(place{r.id, a}, f)
+				frontend, member := tupleAndNumber(v, []byte(f.key))
+				if r := s.served(frontend); member != 0 && r != nil {
+					count(place{r.id, members[member]}, f)
 				}
 			}); err != nil {
 				return err

@@ -23,11 +23,20 @@ var directFlowCases = []directCase{
 	{"SourceRangesOfDatagrams", directNarrowedDatagrams},
 	{"TombstonesAtOnce", directTombstones},
 	{"CutsInTurns", directCutsInTurns},
+	{"CutPortsAgain", directCutPortsAgain},
+	{"FlowsChanged", directFlowsChanged},
+	{"CountsOfNumbers", directCountsOfNumbers},
+	{"CountsBeforeRestart", directCountsBeforeRestart},
+	{"CountsOfOwners", directCountsOfOwners},
 	{"PortsUsedAgain", directPortsAgain},
 	{"AffinityLeavesDraining", directAffinityDraining},
+	{"HomesComeBack", directHomesComeBack},
 	{"RemovedBeforeRestart", directRemovedBeforeRestart},
 	{"RemovedMeanwhile", directRemovedMeanwhile},
 	{"RemovedBeforeHandOver", directRemovedBeforeHandOver},
+	{"RemovedAmongSets", directRemovedAmongSets},
+	{"RemovedBeforeProgramsListen", directRemovedIsNobodys},
+	{"SessionsOfOthers", directSessionsOfOthers},
 	{"MemberLeftBeforeRestart", directLeftBeforeRestart},
 	{"CutBeforeHandOver", directCutBeforeHandOver},
 	{"Withdraw", directWithdraw},
@@ -192,9 +201,9 @@ func directTombstones(r *directRig) {
 	for range 10 {
 		r.on(0, f)
 	}
-	had := 0
+	had, number := 0, r.numberOf(0)
 	r.eachFlow(func(d directFlow) {
-		if d.member == r.engine.direct.numbers[r.node(0)] {
+		if d.member == number {
 			had++
 		}
 	})
@@ -309,10 +318,10 @@ func directCutsInTurns(r *directRig) {
 	f := r.add(lb.TCP)
 	r.mustSet()
 	const flows = 16 * maxFlowsAtOnce
-	number := r.engine.direct.numbers[r.node(0)]
+	number := r.numberOf(0)
 	all := make([]element, flows)
 	for i := range all {
-		all[i] = element{"flows" + r.suffix(), string(ends{netip.AddrPortFrom(r.self(), uint16(10_000+i)), f}.key()), value{data: string(number.host()), timeout: time.Hour}}
+		all[i] = element{"flows" + r.suffix(), ends{netip.AddrPortFrom(r.self(), uint16(10_000+i)), f}.key(), value{data: string(number.host()), timeout: time.Hour}}
 	}
 	r.fill(all)
 	stop := r.disturb()
@@ -335,13 +344,6 @@ func directCutsInTurns(r *directRig) {
 	if n := r.tombstones(); n != flows {
 		r.Errorf("got %d tombstones; want %d", n, flows)
 	}
-}
-
-// key is that of the rules.
-func (e ends) key() []byte {
-	port := func(b []byte, p uint16) []byte { return append(b, byte(p>>8), byte(p), 0, 0) }
-	b := port(e.client.Addr().AsSlice(), e.client.Port())
-	return append(append(b, e.frontend.Addr.AsSlice()...), tupleKey(e.frontend)[len(e.frontend.Addr.AsSlice()):]...)
 }
 
 // fill adds elements to the table.
@@ -414,6 +416,23 @@ func directAffinityDraining(r *directRig) {
 	if now := r.mustAsk(r.dial(f)); now != next {
 		r.Errorf("when the node is back the client went to %s; want %s, where it was last", now, next)
 	}
+}
+
+// directHomesComeBack: a packet that was on its way has a client remembered for a node
+// that drains, after such clients were forgotten.
+func directHomesComeBack(r *directRig) {
+	f := r.add(lb.TCP)
+	r.change(f, func(route *lb.Route) { route.AffinityFor = time.Hour })
+	r.mustSet()
+	had := int(r.mustAsk(r.dial(f))[1] - '0')
+	number := r.numberOf(had)
+	r.state(f, had, lb.Draining)
+	r.mustSet()
+	forgotten := func() bool { return len(r.expiries("homes")) == 0 }
+	r.eventually("the client is forgotten", forgotten)
+	key := string(append(tupleKey(f), r.self().AsSlice()...))
+	r.fill([]element{{"homes" + r.suffix(), key, value{data: string(number.host()), timeout: time.Hour}}})
+	r.eventually("the client is forgotten again", forgotten)
 }
 
 // answerStream sends lines, also to a client that has ended its side.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -190,5 +191,124 @@ func directWithdraw(r *directRig) {
 	}
 	if err := <-over; err != nil {
 		r.Errorf("Withdraw: %v", err)
+	}
+}
+
+// directRemovedAmongSets: a client that waits is reset at the end of the drain timeout,
+// though the table is set all the time.
+func directRemovedAmongSets(r *directRig) {
+	f := r.add(lb.TCP)
+	r.change(f, func(route *lb.Route) { route.DrainTimeout = 300 * time.Millisecond })
+	r.mustSet()
+	c := r.on(0, f)
+	delete(r.table.Routes, f)
+	r.mustSet()
+	over := make(chan error, 1)
+	go func() {
+		_ = c.SetDeadline(time.Now().Add(patience))
+		_, err := c.in.ReadString('\n')
+		over <- err
+	}()
+	same := lb.Table{Routes: map[lb.Frontend]lb.Route{}, Groups: map[lb.GroupID]lb.Group{}}
+	for {
+		select {
+		case err := <-over:
+			if !errors.Is(err, syscall.ECONNRESET) {
+				r.Errorf("the connection after the drain timeout: got %v; want a reset", err)
+			}
+			return
+		default:
+		}
+		r.mustSet()
+		for range 2 { // of which the second has nothing but members to compare
+			if _, err := r.engine.Set(r.Context(), same); err != nil {
+				r.Fatal(err)
+			}
+		}
+	}
+}
+
+// directRemovedIsNobodys: while connections of a removed route drain, new ones do not
+// reach programs of this machine.
+func directRemovedIsNobodys(r *directRig) {
+	streams, datagrams := r.add(lb.TCP), r.add(lb.UDP)
+	r.mustSet()
+	r.mustAsk(r.dial(streams))
+	l, err := net.Listen("tcp", netip.AddrPortFrom(streams.Addr, streams.Port).String())
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer l.Close()
+	p, err := net.ListenPacket("udp", netip.AddrPortFrom(datagrams.Addr, datagrams.Port).String())
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer p.Close()
+	go answerStreams(l, 9)
+	go answerDatagrams(p, 9)
+	delete(r.table.Routes, streams)
+	delete(r.table.Routes, datagrams)
+	r.mustSet()
+	if _, err := r.try(streams); !errors.Is(err, syscall.ECONNREFUSED) {
+		r.Errorf("dial what was removed: got %v; want refused", err)
+	}
+	if node, _, err := r.dial(datagrams).ask(patience); !errors.Is(err, syscall.ECONNREFUSED) {
+		r.Errorf("a datagram to what was removed: got %v from %q; want refused", err, node)
+	}
+}
+
+// directSessionsOfOthers: the sessions of a member end that no such route has, and
+// nobody looks at the flows of such routes for that.
+func directSessionsOfOthers(r *directRig) {
+	r.add(lb.TCP)
+	f := r.add(lb.UDP)
+	r.change(f, func(route *lb.Route) { route.Direct, route.TargetPort = false, targetPort })
+	far := lb.Backend{Node: "far", Addr: r.net.Member(r.family), Weight: 1}
+	r.table.Groups[r.table.Routes[f].Group] = lb.Group{Backends: []lb.Backend{far}}
+	r.mustSet()
+	c, err := r.net.Dial(r.Context(), netip.Addr{}, f)
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		r.Fatal(err)
+	}
+	tracking, err := dial()
+	if err != nil {
+		r.Fatal(err)
+	}
+	defer tracking.close()
+	session := flow{
+		version: versionOf(f.Addr), protocol: protocolNumber(lb.UDP), frontend: netip.AddrPortFrom(f.Addr, f.Port),
+		client: c.LocalAddr().(*net.UDPAddr).AddrPort(),
+	}
+	known := func() bool {
+		is, err := tracking.known(&session)
+		if err != nil {
+			r.Fatal(err)
+		}
+		return is
+	}
+	r.eventually("the session is known", known)
+	e := r.engine
+	e.mu.Lock()
+	e.sweepAt(time.Now())
+	at := e.sweeps[0]
+	e.mu.Unlock()
+	var before time.Time
+	r.eventually("the looks that the first table has caused", func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		before = e.direct.swept
+		return !e.swept.Before(at) && !before.Before(at)
+	})
+	r.state(f, 0, lb.Dead)
+	r.mustSet()
+	r.eventually("the session has ended", func() bool { return !known() })
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.direct.swept.Equal(before) {
+		r.Errorf("all direct flows were looked at first, at %s; want nobody to wait for that", e.direct.swept)
 	}
 }

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -131,6 +132,32 @@ func (s *socket) elementsOf(set string) *buffer {
 	w.text(unix.NFTA_SET_ELEM_LIST_SET, set)
 	w.end(at)
 	return w
+}
+
+// element returns the element with a key, if the set has one.
+func (s *socket) element(set, key string) (f found, there bool, err error) {
+	w := &buffer{}
+	at := w.begin(nftablesKind|unix.NFT_MSG_GETSETELEM, unix.NLM_F_ACK, s.next(), family, 0)
+	w.text(unix.NFTA_SET_ELEM_LIST_TABLE, TableName)
+	w.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+	w.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
+		w.nest(unix.NFTA_LIST_ELEM, func() {
+			w.nest(unix.NFTA_SET_ELEM_KEY, func() { w.bytes(unix.NFTA_DATA_VALUE, []byte(key)) })
+		})
+	})
+	w.end(at)
+	if err := s.send(w.b); err != nil {
+		return f, false, err
+	}
+	var fault error
+	err = s.until(s.seq, func(_ uint8, body []byte) {
+		eachFound(body, func(e found) { f, there = e, true })
+	}, func(err error) {
+		if !isNotFound(err) {
+			fault = fmt.Errorf("read of set %q: %w", set, err)
+		}
+	})
+	return f, there, errors.Join(err, fault)
 }
 
 func eachFound(body []byte, f func(found)) {

@@ -62,6 +62,7 @@ type Engine struct {
 	keeper sync.WaitGroup
 	wake   chan struct{} // capacity 1: the keeper has something to look at
 	quit   chan struct{} // closed to end the keeper
+	mended time.Time     // the keeper's: when it last looked whether the table is there
 
 	mu         sync.Mutex // guards what follows
 	watch      *socket    // the keeper's own, to look at flows while mu is free
@@ -93,7 +94,8 @@ type Engine struct {
 	swept        time.Time
 	cost         time.Duration // of the last look at all flows
 	cuts         cuts[flow]
-	unclean      bool // counters of routes that are forgotten are left
+	unclean      bool      // counters of routes that are forgotten are left
+	cleaned      time.Time // when that was seen to
 	// closedTo are the families of which this machine forwards nothing, with why;
 	// warned those about whose source addresses the log has been told.
 	closedTo map[*version]error
@@ -101,6 +103,8 @@ type Engine struct {
 
 	clients int       // that the kernel remembered at the last look
 	purgeAt time.Time // when those are looked through again; zero if they need not
+	// purgeTwice tells that this will be the first time after a change.
+	purgeTwice bool
 }
 
 // retiredKey names a route that was removed from the table.
@@ -190,6 +194,9 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	if err := e.bringHome(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
+	if err := e.discountOthers(p.strangers); err != nil {
+		return nil, fmt.Errorf("set a table: %w", err)
+	}
 	if err := e.carryOut(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
@@ -260,6 +267,9 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	if !sameMap(p.was.routes, p.next.routes) {
 		for _, r := range p.next.routes {
 			e.byID[r.id] = r
+			if r.spec.Direct {
+				e.direct.counts[r.Frontend] = r.spec.Owner
+			}
 		}
 		e.restrictRetired(p)
 		e.warnOfSources(p.next.routes)
@@ -267,7 +277,7 @@ func (e *Engine) adopt(p *plan, begins bool) {
 	e.state = p.next
 	e.numbers.keep(e.state)
 	if len(p.affinity) > 0 || p.rehomed || begins {
-		e.direct.purgeAt = p.now
+		e.direct.purgeAt, e.direct.changed = p.now, true
 		e.kick()
 		e.purgeClients(p.now)
 	}
@@ -333,6 +343,11 @@ func (e *Engine) schedule(now time.Time) {
 	}
 	for d := range drains {
 		e.sweepAt(now.Add(d))
+	}
+	for _, r := range e.state.leaving {
+		if r.deadline.After(now) {
+			e.sweepAt(r.deadline)
+		}
 	}
 	e.kick()
 }

@@ -85,11 +85,13 @@ func TestSetAmongFlows(t *testing.T) {
 			t.Fatal(err)
 		}
 		var r *route
+		e.mu.Lock()
 		for f := range e.state.routes {
 			if f.Protocol == lb.UDP {
 				r = e.state.routes[f]
 			}
 		}
+		e.mu.Unlock()
 		var nodes []lb.Backend
 		for _, g := range table.Groups {
 			nodes = g.Backends

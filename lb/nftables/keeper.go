@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"errors"
 	"slices"
 	"time"
 
@@ -44,6 +43,7 @@ func (e *Engine) start() (err error) {
 	if e.watch, err = dial(); err != nil {
 		return err
 	}
+	e.watch.between = e.mend
 	if e.raw, err = openRaw(); err != nil {
 		return err
 	}
@@ -51,6 +51,9 @@ func (e *Engine) start() (err error) {
 		return err
 	}
 	if err := e.direct.learn(e.rules); err != nil {
+		return err
+	}
+	if err := e.direct.learnCounted(e.rules); err != nil {
 		return err
 	}
 	if err := e.tracking.flows(func(f *flow) { e.numbers.note(f.mark) }); err != nil {
@@ -91,7 +94,6 @@ func (e *Engine) keepWatch() {
 	for _, i := range append(checkOthers(e.opts.Direct), checkMarks(e.opts.Direct)...) {
 		e.log.Warn(i.Name + ": " + i.Detail)
 	}
-	var cleaned time.Time
 	for {
 		select {
 		case <-e.quit:
@@ -99,31 +101,43 @@ func (e *Engine) keepWatch() {
 		case <-e.wake:
 		case <-timer.C:
 		}
-		timer.Reset(e.attend(&cleaned))
+		timer.Reset(e.attend())
 	}
 }
 
-// attend does what is due and returns when something will be next.
-func (e *Engine) attend(cleaned *time.Time) time.Duration {
-	e.purgeDue()
-	e.sweepDue()
-	e.watchSteering(time.Now())
-	e.provoke()
-	e.purgeHomes()
+// attend does what is due and returns when something will be next. Sessions that have
+// to end wait for as little as can be.
+func (e *Engine) attend() time.Duration {
+	for _, do := range []func(){
+		e.sweepDue, e.purgeDue, e.sweepDirect, func() { e.watchSteering(time.Now()) }, e.provoke, e.purgeHomes,
+	} {
+		e.mend()
+		do()
+	}
+	e.clean()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.idle() {
 		return lookInterval
 	}
-	now := time.Now()
+	return e.next(time.Now())
+}
+
+// mend restores the table, unless it was looked at a moment ago. It is the keeper's,
+// who calls it in between whatever it does that may take long.
+func (e *Engine) mend() {
+	if time.Since(e.mended) < lookInterval/2 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mended = time.Now()
+	if e.idle() {
+		return
+	}
 	if err := e.restore(); err != nil {
 		e.log.Error("the kernel's table cannot be restored; it is tried again", zap.Error(err))
 	}
-	if e.unclean && now.Sub(*cleaned) >= cleanInterval {
-		*cleaned = now
-		e.clean()
-	}
-	return e.next(now)
 }
 
 // idle tells whether the kernel's table is not this engine's to care for. Callers
@@ -154,8 +168,9 @@ func (e *Engine) due(now time.Time) []selector {
 	some := e.soon
 	e.soon = nil
 	if n > 0 || now.Sub(e.swept) >= e.idleSweep() {
-		return []selector{{}}
+		some = []selector{{}}
 	}
+	e.direct.due = e.direct.due || slices.ContainsFunc(some, e.direct.concerned(e.state))
 	return some
 }
 
@@ -172,12 +187,12 @@ func (e *Engine) idleSweep() time.Duration {
 			least, most = min(least, 20*time.Second), min(most, 28*time.Second)
 		}
 	}
-	return min(max(least, sweepShare*e.cost), most)
+	return min(max(least, sweepShare*(e.cost+e.direct.cost)), most)
 }
 
 // next is when there is something to do again.
 func (e *Engine) next(now time.Time) time.Duration {
-	wait := min(lookInterval, e.swept.Add(e.idleSweep()).Sub(now))
+	wait := min(e.mended.Add(lookInterval).Sub(now), e.swept.Add(e.idleSweep()).Sub(now))
 	if len(e.sweeps) > 0 {
 		wait = min(wait, e.sweeps[0].Sub(now))
 	}
@@ -185,66 +200,4 @@ func (e *Engine) next(now time.Time) time.Duration {
 		wait = min(wait, sweepGrain)
 	}
 	return max(wait, time.Millisecond)
-}
-
-// clean deletes counters of routes and members that are gone for good.
-func (e *Engine) clean() {
-	e.unclean = false
-	wrong := make(map[string][]element)
-	note := func(set string, known func(key []byte) bool) error {
-		return e.rules.read(set, func(f found) {
-			if !known([]byte(f.key)) {
-				wrong[set] = append(wrong[set], element{set: set, key: f.key})
-			}
-		})
-	}
-	var errs []error
-	for _, set := range countedSets {
-		errs = append(errs, note(set, func(k []byte) bool { return e.byID[hostMark(k)] != nil }))
-	}
-	for _, v := range versions {
-		for _, set := range []string{"connections", "in", "out"} {
-			errs = append(errs, note(set+v.suffix, e.countsFor))
-		}
-		// Their keys have a client where those of the others have a member.
-		errs = append(errs, note("clients"+v.suffix, func(k []byte) bool { return e.byID[hostMark(k)] != nil }))
-	}
-	if e.state.shape.steers() {
-		for _, v := range versions {
-			for _, set := range []string{"begun", "steered"} {
-				errs = append(errs, note(set+v.suffix, func(k []byte) bool { return e.state.routeOf(k) != nil }))
-			}
-		}
-	}
-	owners := make(map[mark]bool)
-	for _, m := range e.state.owners {
-		owners[m] = true
-	}
-	for l := range e.state.shape.mostLimits() {
-		errs = append(errs, note(limitSet(l).name, func(k []byte) bool { return owners[hostMark(k)] }))
-	}
-	if err := errors.Join(errs...); err != nil {
-		e.log.Error("counters of what is gone cannot be read; it is tried again", zap.Error(err))
-		e.unclean = true
-	}
-	for set, all := range wrong {
-		e.deleteQuietly(set, all)
-	}
-}
-
-// countsFor tells whether a key names a route and, where it is a member's, one
-// that the route has or had a while ago.
-func (e *Engine) countsFor(k []byte) bool {
-	m, a, ok := fromMarkAddr(k)
-	r := e.byID[m]
-	if !ok || r == nil {
-		return false
-	}
-	pool := e.state.pools[r.spec.Group]
-	if pool == nil || !r.deadline.IsZero() {
-		return true
-	}
-	_, there := pool.members[a]
-	_, gone := pool.gone[a]
-	return there || gone
 }

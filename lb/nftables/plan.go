@@ -74,6 +74,8 @@ type plan struct {
 	rehomed  bool         // remembered clients of a route have another pool
 	// homes are the routes whose clients are remembered from now on.
 	homes map[mark]*route
+	// strangers are frontends that had another owner, with counters of their members.
+	strangers map[lb.Frontend]bool
 	// soon are the flows among which some have to end at once; later tells that some
 	// end by and by.
 	soon  []selector
@@ -92,6 +94,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 	p := &plan{
 		e: e, was: e.state, now: now, refused: make(map[lb.Frontend]error),
 		deleted: make(map[string][]element), added: make(map[string][]element), homes: make(map[mark]*route),
+		strangers: make(map[lb.Frontend]bool),
 	}
 	next := newState()
 	next.table = t
@@ -124,7 +127,7 @@ func (e *Engine) plan(t lb.Table, own map[netip.Addr]bool, now time.Time) *plan 
 func (p *plan) keepRoutes() bool {
 	p.next.leaving, p.next.directs, p.next.sparing = p.was.leaving, p.was.directs, p.was.sparing
 	for _, r := range p.was.leaving {
-		if !p.now.Before(r.deadline) {
+		if p.e.direct.over(r, p.now) {
 			return false
 		}
 	}
@@ -375,6 +378,9 @@ func (p *plan) setRoute(f lb.Frontend, spec lb.Route) {
 		} else {
 			r.id = p.e.routeID(f, spec.Owner)
 		}
+	}
+	if o, counted := p.e.direct.counts[f]; spec.Direct && counted && o != spec.Owner {
+		p.strangers[f] = true
 	}
 	r.make()
 	p.rehomed = p.rehomed || spec.AffinityFor > 0 && (was == nil || was.pool != pool.id)

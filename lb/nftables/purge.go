@@ -75,7 +75,7 @@ func (s *socket) misled(v view) (wrong []remembered, n int, err error) {
 // hold mu.
 func (e *Engine) purgeClients(now time.Time) {
 	if e.clients > maxClientsAtOnce {
-		e.purgeAt = now
+		e.purgeAt, e.purgeTwice = now, true
 		e.kick()
 		return
 	}
@@ -97,7 +97,8 @@ func (e *Engine) purgeDue() {
 		e.mu.Unlock()
 		return
 	}
-	e.purgeAt = time.Time{}
+	first := e.purgeTwice
+	e.purgeAt, e.purgeTwice = time.Time{}, false
 	before, socket := view{e.state, maps.Clone(e.byID)}, e.watch
 	e.mu.Unlock()
 	wrong, n, err := socket.misled(before)
@@ -107,13 +108,16 @@ func (e *Engine) purgeDue() {
 			e.forgetClients(part)
 		}
 		e.mu.Unlock()
+		e.mend()
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.clients = n
 	e.complainOfClients(err)
-	if len(wrong) > 0 || err != nil {
-		end := time.Now()
+	switch end := time.Now(); {
+	case first:
+		e.purgeSoon(end.Add(purgeAgain))
+	case len(wrong) > 0 || err != nil:
 		e.purgeSoon(end.Add(max(purgeAgain, sweepShare*end.Sub(now))))
 	}
 }

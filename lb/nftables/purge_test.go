@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -154,4 +155,56 @@ func homesOfMany(b *bench) {
 	b.set()
 	b.eventually("the client is forgotten", func() bool { _, there := b.homes()[key]; return !there })
 	b.moves(f, key, at, "its member drains")
+}
+
+// homesOfManyComeBack: with very many clients the keeper looks through them twice too,
+// though it has found nothing at first.
+func homesOfManyComeBack(b *bench) {
+	f, key, at := b.homed()
+	dead := b.table.Groups[b.table.Routes[f].Group].Backends[at].Addr
+	set := "clients" + b.version().suffix
+	b.engine.mu.Lock()
+	b.engine.deleteQuietly(set, []element{{set: set, key: key}})
+	b.engine.clients = maxClientsAtOnce + 1
+	b.engine.mu.Unlock()
+	b.state(f, at, lb.Dead)
+	b.set()
+	b.eventually("the first look", func() bool {
+		b.engine.mu.Lock()
+		defer b.engine.mu.Unlock()
+		return b.engine.clients <= maxClientsAtOnce
+	})
+	b.remember(key, dead)
+	b.eventually("the client is forgotten again", func() bool { return b.homes()[key] != dead })
+}
+
+// forgetsQuietly: what has ended by itself among much else costs few transactions.
+func forgetsQuietly(b *bench) {
+	b.homed()
+	set := "clients" + b.version().suffix
+	all, member := make([]element, 2*maxElements), string(b.member().AsSlice())
+	for i := range all {
+		client := netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})
+		if b.family == lb.IPv6 {
+			client = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+		}
+		all[i] = element{set, string(markAddr(ofRoute|1, client)), value{data: member, timeout: time.Hour}}
+	}
+	b.engine.mu.Lock()
+	defer b.engine.mu.Unlock()
+	w := newBatch()
+	w.elements(unix.NFT_MSG_NEWSETELEM, set, slices.Delete(slices.Clone(all), 700, 701))
+	if err := b.engine.rules.commit(w); err != nil {
+		b.Fatal(err)
+	}
+	before := b.engine.rules.seq
+	if !b.engine.deleteQuietly(set, all) {
+		b.Fatal("some are left")
+	}
+	if asked := b.engine.rules.seq - before; asked > 40 {
+		b.Errorf("after a thousand elements of which one had ended: got %d transactions; want tens", asked)
+	}
+	if left := b.homes(); len(left) > 1 {
+		b.Errorf("%d are left; want none but the client of before", len(left)-1)
+	}
 }

@@ -282,11 +282,11 @@ func steeringCheck(r *directRig) {
 }
 
 // TestNumbers: members that have left do not keep others from a number, and none is
-// given again before flows were looked at.
+// given again before flows were looked at and counters deleted.
 func TestNumbers(t *testing.T) {
 	d := &direct{
 		groups: map[lb.GroupID]bool{{Name: "g"}: true}, numbers: map[netip.Addr]mark{}, leaving: map[netip.Addr]time.Time{},
-		links: map[netip.Addr]link{}, lost: map[netip.Addr]time.Time{},
+		links: map[netip.Addr]link{}, lost: map[netip.Addr]time.Time{}, freed: map[mark]bool{},
 	}
 	s := newState()
 	s.shape.holders[holder{version: v4}] = true
@@ -325,8 +325,12 @@ func TestNumbers(t *testing.T) {
 	}
 	d.swept = now
 	now = now.Add(time.Second)
+	if n := give(2000, maxGateways); n != maxGateways {
+		t.Errorf("refused before counters were deleted: got %d; want all %d, since no number is free", n, maxGateways)
+	}
+	clear(d.freed)
 	if n := give(2000, maxGateways); n != 0 {
-		t.Errorf("refused after flows were looked at: got %d; want none", n)
+		t.Errorf("refused after flows were looked at and counters deleted: got %d; want none", n)
 	}
 }
 

@@ -121,7 +121,8 @@ func few(all []selector) []selector {
 }
 
 // sweepDue looks at the flows that have to be looked at, if any, and ends those that
-// must not go on. There may be very many, so it holds mu only while it ends some.
+// must not go on; sweepDirect does so for those that connection tracking does not see.
+// There may be very many, so it holds mu only while it ends some.
 func (e *Engine) sweepDue() {
 	e.mu.Lock()
 	if e.idle() {
@@ -138,7 +139,6 @@ func (e *Engine) sweepDue() {
 	if len(which) == 0 {
 		return
 	}
-	whole := e.sweepDirect(now)
 	over, used, err := socket.overdue(which, before, now)
 	cost := time.Since(now)
 	for part := range slices.Chunk(over, maxFlowsAtOnce) {
@@ -152,9 +152,6 @@ func (e *Engine) sweepDue() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.failed(err, now)
-	if !whole {
-		e.sweepAt(now.Add(max(time.Second, sweepShare*cost)))
-	}
 	if err == nil && which[0] == (selector{}) {
 		e.forgetUnused(used, before, now)
 	}
@@ -257,8 +254,9 @@ func (e *Engine) deleteQuietly(set string, all []element) bool {
 		case err == nil:
 			e.committed(false)
 		case isNotFound(err) && n > 1:
-			for i := range n {
-				e.deleteQuietly(set, all[i:i+1])
+			// One that is not there any more has all of them refused.
+			if first := e.deleteQuietly(set, all[:n/2]); !e.deleteQuietly(set, all[n/2:n]) || !first {
+				return false
 			}
 		case !isNotFound(err):
 			e.log.Error("elements of the kernel's table cannot be deleted; it is tried again", zap.String("set", set), zap.Error(err))

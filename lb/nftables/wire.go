@@ -129,6 +129,8 @@ type socket struct {
 	seq uint32
 	in  []byte
 	max int // what the send buffer takes
+	// between, unless nil, is called while answers of very many come.
+	between func()
 	// stale tells that answers may come that nobody waits for any more; the next
 	// request goes through another socket.
 	stale bool
@@ -307,6 +309,9 @@ func (s *socket) stream(w *buffer, f func(af uint8, body []byte)) error {
 		}
 		if done {
 			return interrupted
+		}
+		if s.between != nil {
+			s.between()
 		}
 	}
 }
