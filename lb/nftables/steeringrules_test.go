@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -19,6 +20,17 @@ func (r *directRig) rule(spec string) {
 	r.Helper()
 	r.ip("rule add " + spec)
 	r.Cleanup(func() { r.ip("rule del " + spec) })
+}
+
+// unruled deletes ip rules that a test which fails has left.
+func (r *directRig) unruled(specs ...string) {
+	r.Cleanup(func() {
+		for _, spec := range specs {
+			if r.Failed() {
+				_ = exec.Command("ip", append([]string{r.flag(), "rule", "del"}, strings.Fields(spec)...)...).Run()
+			}
+		}
+	})
 }
 
 // nowhere makes table 77 prohibit everything until the test ends.
@@ -81,6 +93,7 @@ func steeringUnranked(r *directRig) {
 			r.ip("rule del " + spec)
 		}
 	}
+	r.unruled(vpn...)
 	add()
 	want := decisions()
 	remove()
@@ -163,6 +176,7 @@ func steeringRulesBeforeLater(r *directRig) {
 	r.mustAsk(c)
 
 	spec := fmt.Sprintf("pref 0 to %s lookup 77", r.own())
+	r.unruled(spec)
 	local := r.finds(r.own())
 	r.ip("rule add " + spec)
 	r.eventually("a rule that comes later is seen", func() bool {
