@@ -301,6 +301,7 @@ func (r *directRig) linkDown(n int) (up func()) {
 	if err := netlink.LinkSetDown(l); err != nil {
 		r.Fatal(err)
 	}
+	r.Cleanup(func() { _ = netlink.LinkSetUp(l) }) // of a test that fails
 	return func() {
 		r.Helper()
 		if err := netlink.LinkSetUp(l); err != nil {
