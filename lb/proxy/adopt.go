@@ -311,6 +311,7 @@ func (u *udpListener) adopt(l *loop, in *inheritance, links map[memberKey]*link)
 		in.forget()
 		return err
 	}
+	joinDatagrams(u.fd)
 	for _, s := range in.sessions {
 		u.restore(l, s, links[s.memberKey])
 	}

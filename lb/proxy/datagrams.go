@@ -10,12 +10,14 @@ import (
 )
 
 const (
-	// gramBatch is the number of datagrams received at once.
+	// gramBatch is the number of messages received at once, and of those sent.
 	gramBatch = 32
-	// gramSize holds every datagram: the largest has 65,507 bytes.
+	// gramSize holds every message: the largest datagram has 65,507 bytes, and the
+	// kernel joins no more than that.
 	gramSize = 64 << 10
-	// maxTrain is the number of bytes that go out in one message at most.
-	maxTrain = 60 << 10
+	// maxTrain is the number of bytes that go out in one message at most, and
+	// maxGrams that of datagrams (UDP_MAX_SEGMENTS of older kernels).
+	maxTrain, maxGrams = 60 << 10, 64
 )
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
@@ -32,13 +34,25 @@ type trainSize struct {
 	_    [6]byte
 }
 
+// joined is the control message in which the kernel tells of what size the datagrams
+// are that it has joined to one message (UDP_GRO).
+type joined struct {
+	hdr  unix.Cmsghdr
+	size int32
+	_    [4]byte
+}
+
 // datagrams is a loop's space to receive datagrams and to send them on. Only the
 // parts that are used cost memory.
 type datagrams struct {
 	headers [gramBatch]mmsghdr
 	vectors [gramBatch]unix.Iovec
+	joints  [gramBatch]joined
 	names   [gramBatch]unix.RawSockaddrInet6 // large enough for both families
 	buffers []byte
+
+	all     []unix.Iovec // the datagrams received
+	message []int        // in which each came
 
 	out      [gramBatch]mmsghdr // what is sent: trains of datagrams
 	lengths  [gramBatch]int     // datagrams of each
@@ -59,7 +73,10 @@ func (l *loop) datagrams() *datagrams {
 func (d *datagrams) buffer(i int) []byte { return d.buffers[i*gramSize : (i+1)*gramSize] }
 
 // from returns the sender of the i-th datagram received.
-func (d *datagrams) from(i int) netip.AddrPort { return addrPortOfRaw(&d.names[i]) }
+func (d *datagrams) from(i int) netip.AddrPort { return addrPortOfRaw(&d.names[d.message[i]]) }
+
+// size returns how long the i-th datagram received is.
+func (d *datagrams) size(i int) int { return int(d.all[i].Len) }
 
 // addrPortOfRaw is the inverse of rawSockaddr; 4-in-6 addresses become IPv4.
 func addrPortOfRaw(sa *unix.RawSockaddrInet6) netip.AddrPort {
@@ -71,7 +88,11 @@ func addrPortOfRaw(sa *unix.RawSockaddrInet6) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), port)
 }
 
-// receive receives what is there, at most a batch.
+// joinDatagrams lets the kernel hand over datagrams of one sender together (UDP_GRO).
+// Kernels before 5.0 cannot.
+func joinDatagrams(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) }
+
+// receive receives what is there, at most a batch, and returns how many datagrams.
 func (d *datagrams) receive(fd int) (int, error) {
 	for i := range d.headers {
 		b := d.buffer(i)
@@ -80,13 +101,39 @@ func (d *datagrams) receive(fd int) (int, error) {
 		h := &d.headers[i].hdr
 		*h = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&d.names[i])), Namelen: unix.SizeofSockaddrInet6, Iov: &d.vectors[i]} //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
 		h.SetIovlen(1)
+		h.Control = (*byte)(unsafe.Pointer(&d.joints[i])) //nolint:gosec // as recvmsg(2) has it
+		h.SetControllen(int(unsafe.Sizeof(d.joints[i])))
 	}
-	return call(unix.SYS_RECVMMSG, fd, d.headers[:])
+	n, err := call(unix.SYS_RECVMMSG, fd, d.headers[:])
+	d.all, d.message = d.all[:0], d.message[:0]
+	for i := range n {
+		d.part(i)
+	}
+	return len(d.all), err
+}
+
+// part notes the datagrams that the i-th message has.
+func (d *datagrams) part(i int) {
+	b := d.buffer(i)[:d.headers[i].n]
+	size, j := len(b), &d.joints[i]
+	if d.headers[i].hdr.Controllen > 0 && j.hdr.Level == unix.SOL_UDP && j.hdr.Type == unix.UDP_GRO && j.size > 0 {
+		size = int(j.size)
+	}
+	for {
+		n := min(size, len(b))
+		v := unix.Iovec{Base: unsafe.SliceData(b)}
+		v.SetLen(n)
+		d.all, d.message = append(d.all, v), append(d.message, i)
+		if b = b[n:]; len(b) == 0 {
+			return
+		}
+	}
 }
 
 // send sends the datagrams from to to, each to the address to, or to the peer of
-// a connected socket if to is nil. It returns how many went out. Those of one size
-// go through the kernel together, which is most of what they cost.
+// a connected socket if to is nil. It returns how many went out, which may be fewer
+// without an error. Those of one size go through the kernel together, which is most of
+// what they cost.
 func (d *datagrams) send(fd, from, to int, name *unix.RawSockaddrInet6) (int, error) {
 	n, err := call(unix.SYS_SENDMMSG, fd, d.load(from, to, name, !d.noTrains))
 	if err != nil && d.lengths[0] > 1 {
@@ -105,16 +152,16 @@ func (d *datagrams) send(fd, from, to int, name *unix.RawSockaddrInet6) (int, er
 	return sent, err
 }
 
-// load makes messages of the datagrams from to to.
+// load makes messages of the datagrams from to to, of as many as a batch holds.
 func (d *datagrams) load(from, to int, name *unix.RawSockaddrInet6, trains bool) []mmsghdr {
 	n := 0
-	for i := from; i < to; n++ {
+	for i := from; i < to && n < gramBatch; n++ {
 		length := 1
 		if trains {
 			length = d.train(i, to)
 		}
 		h := &d.out[n].hdr
-		*h = unix.Msghdr{Iov: &d.vectors[i]}
+		*h = unix.Msghdr{Iov: &d.all[i]}
 		h.SetIovlen(length)
 		if name != nil {
 			h.Name, h.Namelen = (*byte)(unsafe.Pointer(name)), unix.SizeofSockaddrInet6 //nolint:gosec // as recvmmsg(2) and sendmmsg(2) have it
@@ -124,16 +171,13 @@ func (d *datagrams) load(from, to int, name *unix.RawSockaddrInet6, trains bool)
 		}
 		if length > 1 {
 			s := &d.segments[n]
-			s.hdr.Level, s.hdr.Type, s.size = unix.SOL_UDP, unix.UDP_SEGMENT, uint16(d.headers[i].n) //nolint:gosec // shorter than maxTrain
+			s.hdr.Level, s.hdr.Type, s.size = unix.SOL_UDP, unix.UDP_SEGMENT, uint16(d.size(i)) //nolint:gosec // shorter than maxTrain
 			s.hdr.SetLen(unix.CmsgLen(2))
 			h.Control = (*byte)(unsafe.Pointer(s)) //nolint:gosec // as sendmsg(2) has it
 			h.SetControllen(unix.CmsgSpace(2))
 		}
 		d.lengths[n] = length
-		for range length {
-			d.vectors[i].SetLen(int(d.headers[i].n))
-			i++
-		}
+		i += length
 	}
 	return d.out[:n]
 }
@@ -141,10 +185,10 @@ func (d *datagrams) load(from, to int, name *unix.RawSockaddrInet6, trains bool)
 // train returns how many datagrams from i on can go as one message: those of one
 // size, of which only the last may be shorter.
 func (d *datagrams) train(i, to int) int {
-	size := d.headers[i].n
+	size := d.size(i)
 	length, total := 1, size
-	for k := i + 1; k < to && size > 0; k++ {
-		n := d.headers[k].n
+	for k := i + 1; k < to && size > 0 && length < maxGrams; k++ {
+		n := d.size(k)
 		if n > size || n == 0 || total+n > maxTrain {
 			break
 		}

@@ -6,8 +6,11 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/eclusa-lb/eclusa/lb/lbtest"
 )
 
 // TestDatagramsKeepTheirSizes passes on datagrams that can go together, and such that
@@ -88,14 +91,86 @@ func TestTrainsAreLoadedTogether(t *testing.T) {
 		{[]int{0, 0}, []int{1, 1}},
 		{[]int{10, 0}, []int{1, 1}},
 		{[]int{30000, 30000, 30000}, []int{2, 1}},
+		{slices.Repeat([]int{10}, 150), []int{64, 64, 22}},
+		{slices.Repeat([]int{10, 20}, 40), append([]int{1}, slices.Repeat([]int{2}, gramBatch-1)...)},
 	} {
 		d := newDatagrams()
 		for i, n := range c.sizes {
-			d.headers[i].n = uint32(n)
+			d.all = append(d.all, unix.Iovec{})
+			d.all[i].SetLen(n)
 		}
 		n := len(d.load(0, len(c.sizes), nil, true))
 		if got := d.lengths[:n]; !slices.Equal(got, c.want) {
 			t.Errorf("trains of %v: got %v; want %v", c.sizes, got, c.want)
+		}
+	}
+}
+
+// TestJoinedDatagramsAreParted receives datagrams that the kernel hands over together.
+func TestJoinedDatagramsAreParted(t *testing.T) {
+	in, inAddr := loopbackUDP(t)
+	from, _ := loopbackUDP(t)
+	if err := unix.SetsockoptInt(in, unix.SOL_UDP, unix.UDP_GRO, 1); err != nil {
+		lbtest.Lacking(t, "the kernel cannot join datagrams: %v", err)
+	}
+	joinDatagrams(in)
+	var want []int
+	sum := 0
+	send := func(total, size int) {
+		t.Helper()
+		b := make([]byte, total)
+		for i := range b {
+			b[i] = byte(len(want) + i/size)
+		}
+		if err := unix.SetsockoptInt(from, unix.SOL_UDP, unix.UDP_SEGMENT, size); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Sendto(from, b, 0, sockaddrOf(inAddr)); err != nil {
+			t.Fatal(err)
+		}
+		for ; total > size; total -= size {
+			want = append(want, size)
+		}
+		want = append(want, total)
+		sum++
+	}
+	send(64*50, 50)
+	send(1000, 300)
+	send(70, 100)
+	send(60*1000, 1000)
+	d := newDatagrams()
+	got, err := d.receive(in)
+	if err != nil || got != len(want) {
+		t.Fatalf("receive: got %d datagrams, %v; want %d", got, err, len(want))
+	}
+	if d.message[got-1] != sum-1 {
+		t.Errorf("messages: got %d; want %d, which tells that the kernel has joined some", d.message[got-1]+1, sum)
+	}
+	for i, n := range want {
+		if d.size(i) != n {
+			t.Errorf("datagram %d: has %d bytes; want %d", i, d.size(i), n)
+			continue
+		}
+		b := unsafe.Slice(d.all[i].Base, n)
+		if b[0] != byte(i) || b[n-1] != byte(i) {
+			t.Errorf("datagram %d: has bytes of datagrams %d and %d", i, b[0], b[n-1])
+		}
+	}
+
+	to, toAddr := loopbackUDP(t)
+	raw := rawSockaddr(toAddr)
+	for i := 0; i < got; {
+		n, err := d.send(from, i, got, &raw)
+		if err != nil {
+			t.Fatalf("send from %d: %v", i, err)
+		}
+		i += n
+	}
+	b := make([]byte, 1<<16)
+	for i, size := range want {
+		n, _, err := unix.Recvfrom(to, b, 0)
+		if err != nil || n != size || b[0] != byte(i) || b[n-1] != byte(i) {
+			t.Fatalf("datagram %d: got %d bytes of %d, %v; want %d of its own", i, n, b[0], err, size)
 		}
 	}
 }

@@ -31,8 +31,10 @@
 // direction goes over to splice(2) with a pipe that it holds only while it
 // moves bytes.
 //
-// Datagrams of one size and one session that come together leave together, as one
-// message that the kernel or the link cuts (UDP_SEGMENT).
+// Datagrams of one sender that the kernel has joined arrive together (UDP_GRO), and
+// those of one size and one session that come together leave together, as one message
+// that the kernel or the link cuts (UDP_SEGMENT). A socket keeps that when it is handed
+// over, so whatever takes it over must part what it receives.
 //
 // # Members that fail
 //

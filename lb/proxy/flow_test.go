@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"errors"
@@ -33,7 +34,11 @@ func stall(t *testing.T, p *place, size int64) net.Conn {
 		if err != nil {
 			return
 		}
-		_, _ = io.Copy(struct{ io.Writer }{c}, io.LimitReader(rand.NewChaCha8([32]byte{1}), size))
+		// Much at once: a member that makes its bytes slower than they are passed on
+		// is no bulk.
+		w := bufio.NewWriterSize(c, 4<<20)
+		_, _ = io.Copy(struct{ io.Writer }{w}, io.LimitReader(rand.NewChaCha8([32]byte{1}), size))
+		_ = w.Flush()
 		c.Close()
 	})
 	t.Cleanup(func() { p.shut(); l.Close(); wg.Wait() })

@@ -83,6 +83,7 @@ func bindTo(fd int, addr netip.AddrPort, p lb.Protocol) error {
 	} else {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, udpBuffer)
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, udpBuffer)
+		joinDatagrams(fd)
 	}
 	if err := unix.Bind(fd, sockaddrOf(addr)); err != nil {
 		return os.NewSyscallError("bind", err)

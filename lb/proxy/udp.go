@@ -138,7 +138,7 @@ func (u *udpListener) forward(l *loop, d *datagrams, client netip.AddrPort, i, j
 	s := u.sessions[client]
 	var tried []*link
 	if s == nil && u.refusing {
-		l.unreachable(client, netip.AddrPortFrom(u.fe.id.Addr.Unmap(), u.fe.id.Port), int(d.headers[i].n))
+		l.unreachable(client, netip.AddrPortFrom(u.fe.id.Addr.Unmap(), u.fe.id.Port), d.size(i))
 		return
 	}
 	for i < j {
@@ -350,6 +350,7 @@ func (s *session) connect(l *loop) error {
 		return err
 	}
 	s.fd = fd
+	joinDatagrams(fd)
 	if err = unix.Connect(fd, l.sockaddr(addr)); err != nil {
 		return err
 	}
@@ -406,7 +407,7 @@ func (s *session) ready(l *loop, _ uint32) {
 func (s *session) passed(l *loop, d *datagrams, i, j int, bytes *atomic.Uint64) {
 	total := uint64(0)
 	for ; i < j; i++ {
-		total += uint64(d.headers[i].n)
+		total += uint64(d.size(i)) //nolint:gosec // a length
 	}
 	bytes.Add(total)
 	s.touch(l)
