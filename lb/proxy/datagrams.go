@@ -76,7 +76,7 @@ func (d *datagrams) buffer(i int) []byte { return d.buffers[i*gramSize : (i+1)*g
 func (d *datagrams) from(i int) netip.AddrPort { return addrPortOfRaw(&d.names[d.message[i]]) }
 
 // size returns how long the i-th datagram received is.
-func (d *datagrams) size(i int) int { return int(d.all[i].Len) }
+func (d *datagrams) size(i int) int { return int(d.all[i].Len) } //nolint:gosec // shorter than gramSize
 
 // addrPortOfRaw is the inverse of rawSockaddr; 4-in-6 addresses become IPv4.
 func addrPortOfRaw(sa *unix.RawSockaddrInet6) netip.AddrPort {
@@ -121,7 +121,7 @@ func (d *datagrams) part(i int) {
 	}
 	for {
 		n := min(size, len(b))
-		v := unix.Iovec{Base: unsafe.SliceData(b)}
+		v := unix.Iovec{Base: unsafe.SliceData(b)} //nolint:gosec // as sendmmsg(2) has it
 		v.SetLen(n)
 		d.all, d.message = append(d.all, v), append(d.message, i)
 		if b = b[n:]; len(b) == 0 {
