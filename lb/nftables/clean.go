@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -122,20 +123,23 @@ func (e *Engine) clean() {
 	before, socket, freed := e.inUse(), e.watch, slices.Collect(maps.Keys(e.direct.freed))
 	e.mu.Unlock()
 	var errs []error
-	left := false
+	left, numbered := false, false // and whether some of those may be of numbers to be freed
 	for set, used := range before.sets() {
 		var wrong []found
-		errs = append(errs, socket.readSome(set, func(f found) {
+		err := socket.readSome(set, func(f found) {
 			if !used([]byte(f.key)) {
 				wrong = append(wrong, f)
 			}
-		}))
+		})
+		errs = append(errs, err)
+		some := err != nil
 		for part := range slices.Chunk(wrong, maxElements) {
 			e.mu.Lock()
-			left = !e.idle() && !e.discount(set, part) || left
+			some = !e.idle() && !e.discount(set, part) || some
 			e.mu.Unlock()
 			e.mend()
 		}
+		left, numbered = left || some, numbered || some && slices.Contains(directCounters, strings.TrimRight(set, "46"))
 	}
 	err := errors.Join(errs...)
 	e.mu.Lock()
@@ -144,12 +148,14 @@ func (e *Engine) clean() {
 	if err != nil && !errors.Is(err, errInterrupted) {
 		e.log.Error("counters of what is gone cannot be read; it is tried again", zap.Error(err))
 	}
-	if err != nil || left {
+	if !numbered {
+		for _, m := range freed {
+			delete(e.direct.freed, m)
+		}
+	}
+	if left {
 		e.unclean = true
 		return
-	}
-	for _, m := range freed {
-		delete(e.direct.freed, m)
 	}
 	maps.DeleteFunc(e.direct.past, func(m mark, _ uint64) bool { return e.byID[m] == nil })
 	maps.DeleteFunc(e.direct.counts, func(f lb.Frontend, _ lb.Owner) bool { return e.state.served(f) == nil })
@@ -183,9 +189,9 @@ func (e *Engine) discount(set string, all []found) bool {
 
 // discountOthers deletes the counters that other owners have left at frontends.
 // Callers hold mu.
-func (e *Engine) discountOthers(at map[lb.Frontend]bool) error {
+func (e *Engine) discountOthers(at map[lb.Frontend]bool) {
 	if len(at) == 0 {
-		return nil
+		return
 	}
 	for _, v := range versions {
 		for _, set := range directCounters {
@@ -195,10 +201,12 @@ func (e *Engine) discountOthers(at map[lb.Frontend]bool) error {
 					wrong = append(wrong, element{set: set + v.suffix, key: f.key})
 				}
 			}); err != nil {
-				return err
+				// Traffic does not wait for counters.
+				e.log.Warn("counters of former load balancers cannot be read; those of new ones may begin with them", zap.Error(err))
+				e.unclean = true
+				return
 			}
 			e.deleteQuietly(set+v.suffix, wrong)
 		}
 	}
-	return nil
 }

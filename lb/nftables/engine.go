@@ -75,6 +75,7 @@ type Engine struct {
 	own        map[netip.Addr]bool // of the machine, at the last change of routes
 	refused    map[lb.Frontend]error
 	inForce    bool   // the kernel's table is state, as far as is known
+	unlearned  bool   // what another process has left is not known yet
 	generation uint32 // of the kernel's tables after the last look
 	digest     string // of the table's rules
 	dirty      bool   // others have changed tables since all elements were compared
@@ -178,6 +179,11 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 			return nil, fmt.Errorf("set a table: %w", err)
 		}
 	}
+	if e.unlearned {
+		if err := e.relearn(); err != nil {
+			return nil, fmt.Errorf("set a table: %w", err)
+		}
+	}
 	begins := e.state.chains == nil
 	if begins {
 		e.numbers.recall(t.Routes)
@@ -194,9 +200,7 @@ func (e *Engine) Set(ctx context.Context, t lb.Table) (map[lb.Frontend]error, er
 	if err := e.bringHome(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}
-	if err := e.discountOthers(p.strangers); err != nil {
-		return nil, fmt.Errorf("set a table: %w", err)
-	}
+	e.discountOthers(p.strangers)
 	if err := e.carryOut(p); err != nil {
 		return nil, fmt.Errorf("set a table: %w", err)
 	}

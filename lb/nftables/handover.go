@@ -141,13 +141,21 @@ func (e *Engine) Resume() error {
 		clear(e.byID)
 		e.inherit(h)
 	}
-	if err := errors.Join(
-		e.numbers.learn(e.rules), e.direct.learn(e.rules),
-		e.tracking.flows(func(f *flow) { e.numbers.note(f.mark) }),
-	); err != nil {
+	if err := e.relearn(); err != nil {
 		return fmt.Errorf("resume: %w", err)
 	}
 	return nil
+}
+
+// relearn learns which numbers the kernel has. Until it has succeeded no table is set,
+// since connections would be taken for others'. Callers hold mu.
+func (e *Engine) relearn() error {
+	err := errors.Join(
+		e.numbers.learn(e.rules), e.direct.learn(e.rules),
+		e.tracking.flows(func(f *flow) { e.numbers.note(f.mark) }),
+	)
+	e.unlearned = err != nil
+	return err
 }
 
 // Adopt takes what another engine knows beside what the kernel does.

@@ -151,6 +151,7 @@ func (e *Engine) forgetClients(wrong []remembered) {
 		return
 	}
 	e.soon = few(e.soon)
+	e.kick()
 	for set, all := range gone {
 		if !e.deleteQuietly(set, all) {
 			e.purgeSoon(time.Now().Add(purgeAgain))

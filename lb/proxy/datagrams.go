@@ -15,6 +15,9 @@ const (
 	// gramSize holds every message: the largest datagram has 65,507 bytes, and the
 	// kernel joins no more than that.
 	gramSize = 64 << 10
+	// manyBatch is gramBatch when messages are of many datagrams: what a socket does
+	// not take at once is lost, and waits better where it came from.
+	manyBatch = 2
 	// maxTrain is the number of bytes that go out in one message at most, and
 	// maxGrams that of datagrams (UDP_MAX_SEGMENTS of older kernels).
 	maxTrain, maxGrams = 60 << 10, 64
@@ -51,6 +54,7 @@ type datagrams struct {
 	names   [gramBatch]unix.RawSockaddrInet6 // large enough for both families
 	buffers []byte
 
+	many    bool         // the last messages had joined datagrams
 	all     []unix.Iovec // the datagrams received
 	message []int        // in which each came
 
@@ -104,11 +108,16 @@ func (d *datagrams) receive(fd int) (int, error) {
 		h.Control = (*byte)(unsafe.Pointer(&d.joints[i])) //nolint:gosec // as recvmsg(2) has it
 		h.SetControllen(int(unsafe.Sizeof(d.joints[i])))
 	}
-	n, err := call(unix.SYS_RECVMMSG, fd, d.headers[:])
+	at := gramBatch
+	if d.many {
+		at = manyBatch
+	}
+	n, err := call(unix.SYS_RECVMMSG, fd, d.headers[:at])
 	d.all, d.message = d.all[:0], d.message[:0]
 	for i := range n {
 		d.part(i)
 	}
+	d.many = len(d.all) > n
 	return len(d.all), err
 }
 
