@@ -199,7 +199,12 @@ func directSourceRanges(r *directRig) {
 
 // directAffinity: a client stays with its node when others come, and leaves a dead
 // one.
-func directAffinity(r *directRig) {
+func directAffinity(r *directRig) { r.leaves(lb.Dead) }
+
+// leaves checks that a client stays with its node until that has the state, and with
+// the next one when the first is back.
+func (r *directRig) leaves(state lb.BackendState) {
+	r.Helper()
 	f := r.add(lb.TCP)
 	r.change(f, func(route *lb.Route) { route.AffinityFor = time.Hour })
 	r.mustSet()
@@ -210,11 +215,11 @@ func directAffinity(r *directRig) {
 		}
 	}
 	had := int(node[1] - '0')
-	r.state(f, had, lb.Dead)
+	r.state(f, had, state)
 	r.mustSet()
 	next := r.mustAsk(r.dial(f))
 	if next == node {
-		r.Fatalf("the client went to %s, which is dead", node)
+		r.Fatalf("the client went to %s, which it must leave", node)
 	}
 	r.state(f, had, lb.Active)
 	r.mustSet()
