@@ -52,8 +52,9 @@ type upgrades struct {
 	pid      int           // that one; before released is closed, and never again
 	version  string        // of that one, likewise
 
-	mu       sync.Mutex // guards what follows
-	listener *handover.Listener
+	mu       sync.Mutex         // guards what follows
+	listener *handover.Listener // opened, and not yet served
+	served   *handover.Listener
 	deaf     bool // the socket could not be opened the last time
 }
 
@@ -110,9 +111,19 @@ func (u *upgrades) listen() bool {
 func (u *upgrades) take() *handover.Listener {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	l := u.listener
-	u.listener = nil
-	return l
+	u.served, u.listener = u.listener, nil
+	return u.served
+}
+
+// stopListening closes the socket, whose name another process takes.
+func (u *upgrades) stopListening() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, l := range []*handover.Listener{u.listener, u.served} {
+		if l != nil {
+			_ = l.Close() // perhaps once more
+		}
+	}
 }
 
 // run serves those who ask, once owned is closed, until ctx ends or another
@@ -422,5 +433,7 @@ func (g *giver) Release(pid int) {
 		g.log.Error("the lock of the state directory cannot be given back; it ends with this process", zap.Error(err))
 	}
 	g.pid, g.version = pid, g.successor
+	// Who learns of this and connects again must not come to this process.
+	g.stopListening()
 	close(g.released)
 }
