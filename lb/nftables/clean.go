@@ -169,6 +169,7 @@ func (e *Engine) discount(set string, all []found) bool {
 		return true // there is no such set any more
 	}
 	var wrong []element
+	accepted := make(map[mark]uint64)
 	for _, f := range all {
 		if used([]byte(f.key)) {
 			continue
@@ -180,11 +181,17 @@ func (e *Engine) discount(set string, all []found) bool {
 			}
 			// What the member has taken its route has accepted.
 			if r := e.state.routeOf([]byte(f.key)); r != nil {
-				e.direct.past[r.id] += f.packets
+				accepted[r.id] += f.packets
 			}
 		}
 	}
-	return e.deleteQuietly(set, wrong)
+	if !e.deleteQuietly(set, wrong) {
+		return false // they are counted where they are
+	}
+	for m, n := range accepted {
+		e.direct.past[m] += n
+	}
+	return true
 }
 
 // discountOthers deletes the counters that other owners have left at frontends.

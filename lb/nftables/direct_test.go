@@ -35,6 +35,7 @@ var directCases = []directCase{
 	{"RemovedRouteDrains", directRemoved},
 	{"ChangeFromNAT", directFromNAT},
 	{"BehindRouter", directBehindRouter},
+	{"Redirects", directRedirects},
 	{"LeavesNoTrace", directLeavesNoTrace},
 	{"TableOutlivesDirect", tableOutlivesDirect},
 	{"TableLosesChains", tableLosesChains},

@@ -476,11 +476,17 @@ func newDirectRig(t *testing.T, n lbtest.Network, f lb.Family) *directRig {
 				t.Logf("%s: %v\n%s", command, err, out)
 			}
 		}
-		_ = r.engine.Shutdown(context.Background())
-		if _, err := Cleanup(r.engine.log); err != nil {
-			t.Error(err)
-		}
+		r.forget()
 	})
 	r.begin()
 	return &r
+}
+
+// forget ends the engine, with everything that it has in the kernel.
+func (r *directRig) forget() {
+	r.Helper()
+	_ = r.engine.Shutdown(context.Background())
+	if _, err := Cleanup(r.engine.log); err != nil {
+		r.Error(err)
+	}
 }

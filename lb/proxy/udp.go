@@ -399,7 +399,7 @@ func (s *session) ready(l *loop, _ uint32) {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) {
 			return // lost, since nobody waits for a datagram
 		}
-		i += max(sent, 1) // one that cannot be sent is skipped
+		i += max(sent, d.lengths[0]) // those that cannot be sent are skipped
 	}
 }
 
