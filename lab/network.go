@@ -55,20 +55,28 @@ func (l *Lab) makeFabric() error {
 	}
 	return l.Fabric.Do(func() error {
 		for _, s := range []subnet{lan, wan} {
+			v4, v6 := s.addrs(router)
 			attrs := netlink.NewLinkAttrs()
-			attrs.Name = s.name
+			attrs.Name, attrs.HardwareAddr = s.name, hardwareAddr(v4)
 			noSnooping := false
 			bridge := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &noSnooping}
 			if err := netlink.LinkAdd(bridge); err != nil {
 				return fmt.Errorf("bridge %q: %w", s.name, err)
 			}
-			v4, v6 := s.addrs(router)
 			if err := setAddrs(bridge, v4, v6); err != nil {
 				return fmt.Errorf("bridge %q: %w", s.name, err)
 			}
 		}
 		return nil
 	})
+}
+
+// hardwareAddr is that of whoever has an address: a machine keeps its network card
+// when it is booted anew, and a router when others are plugged in, so that nobody has
+// to find out after seconds that packets go nowhere.
+func hardwareAddr(v4 netip.Addr) net.HardwareAddr {
+	const locallyAdministered = 0x02
+	return append(net.HardwareAddr{locallyAdministered, 0}, v4.AsSlice()...)
 }
 
 // setAddrs gives the link its addresses in their subnets and brings it up.
@@ -102,7 +110,7 @@ func (l *Lab) connect(h *Host, s subnet) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = h.Name
 		attrs.MasterIndex = bridge.Attrs().Index
-		cable := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsPid(h.holder.PID)}
+		cable := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerHardwareAddr: hardwareAddr(h.Addr4), PeerNamespace: netlink.NsPid(h.holder.PID)}
 		if err := netlink.LinkAdd(cable); err != nil {
 			return err
 		}
