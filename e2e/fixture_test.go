@@ -145,6 +145,15 @@ func (c *cluster) tell(ctx context.Context, t *testing.T, namespace string) {
 	if data, err := os.ReadFile(c.edge.Process.LogPath()); err == nil {
 		t.Logf("the end of the log of %s:\n%s", c.edge.Name, data[max(0, len(data)-4000):])
 	}
+	for _, n := range c.Nodes {
+		if data, err := os.ReadFile(n.KubeProxy.LogPath()); err == nil {
+			t.Logf("the end of the log of kube-proxy on %s:\n%s", n.Name, data[max(0, len(data)-1500):])
+		}
+	}
+	for _, h := range []*lab.Host{c.client, c.edge.Host, c.Nodes[0].Host} {
+		out, err := h.Command(ctx, "sh", "-c", "ip neighbour; ip rule; ip -6 rule; ip route; ip -6 route; sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding").CombinedOutput()
+		t.Logf("the network of %s: %v\n%s", h.Name, err, out)
+	}
 	replicas, err := c.Manager.Replicas(ctx)
 	if err != nil {
 		t.Logf("replicas of the manager: %v", err)

@@ -44,6 +44,7 @@ func TestKernel(t *testing.T) {
 		}{
 			{"IdenticalSet", identicalSet},
 			{"Restart", restart},
+			{"ResumeLearnsLater", resumeLearnsLater},
 			{"Repair", repair},
 			{"RepairAmongWork", repairAmongWork},
 			{"ForeignTables", foreignTables},

@@ -241,6 +241,42 @@ func timeoutsOfAnotherVersion(b *bench) {
 	}
 }
 
+// resumeLearnsLater: an engine that cannot read what another process has left sets no
+// table until it can, and then knows its connections again.
+func resumeLearnsLater(b *bench) {
+	f := b.add(lb.TCP, b.member())
+	b.set()
+	c, _ := b.dial(f)
+	e := b.engine
+	was := e.state.routes[f].id
+	if err := e.HandOver(b.Context(), func(lb.Parcel) error { return nil }); err != nil {
+		b.Fatal(err)
+	}
+	broken, err := dial()
+	if err != nil {
+		b.Fatal(err)
+	}
+	broken.close()
+	e.mu.Lock()
+	works := e.rules
+	e.rules = broken
+	e.mu.Unlock()
+	if err := e.Resume(); err == nil {
+		b.Error("Resume without a way to read the table: got nil; want an error")
+	}
+	if _, err := e.Set(b.Context(), b.table); err == nil {
+		b.Error("Set before the table was read: got nil; want an error")
+	}
+	e.mu.Lock()
+	e.rules = works
+	e.mu.Unlock()
+	b.set()
+	if now := e.state.routes[f].id; now != was {
+		b.Errorf("mark of the route: got %#x; want %#x as before", now, was)
+	}
+	b.mustEcho(c, "the engine has gone on")
+}
+
 func (b *bench) left() (*present, error) {
 	s, err := dial()
 	if err != nil {
