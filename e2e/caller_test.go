@@ -210,12 +210,13 @@ func guest6(i int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("fd00:31::%d", 100+i))
 }
 
-// guests gives the client outside its other addresses.
+// guests gives the client outside its other addresses, which nobody uses who is not
+// told to.
 func (c *cluster) guests(t *testing.T) {
 	t.Helper()
 	script := ""
 	for i := range guestCount {
-		script += fmt.Sprintf("addr replace %s/24 dev eth0\naddr replace %s/64 dev eth0 nodad\n", guest(i), guest6(i))
+		script += fmt.Sprintf("addr replace %s/24 dev eth0\naddr replace %s/64 dev eth0 nodad preferred_lft 0\n", guest(i), guest6(i))
 	}
 	cmd := c.client.Command(t.Context(), "sh", "-c", "printf '%s' '"+script+"' | ip -batch -")
 	if out, err := cmd.CombinedOutput(); err != nil {

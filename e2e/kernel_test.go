@@ -58,7 +58,7 @@ func TestKernelEngine(t *testing.T) {
 			t.Run("Restart", func(t *testing.T) { c.restartUnnoticed(t, addrs[0]) })
 		})
 	})
-	t.Run("FullDisk", func(t *testing.T) { c.fillDisk(t, rolled) })
+	t.Run("FullDisk", func(t *testing.T) { c.fillDisk(t, rolled, addrs[0]) })
 	t.Run("DeadNode", func(t *testing.T) { c.dieWithoutHanging(t, addrs[0]) })
 }
 
@@ -116,8 +116,9 @@ func (c *cluster) startRolled(t *testing.T, ns string) *appsv1.Deployment {
 }
 
 // fillDisk has things change while the edge cannot save them: a Service is new, and
-// the Deployment is updated, behind one of policy Local.
-func (c *cluster) fillDisk(t *testing.T, rolled *appsv1.Deployment) {
+// the Deployment is updated, behind one of policy Local. Nor can it when it is killed
+// and begins again with what it has saved before, among which is addr.
+func (c *cluster) fillDisk(t *testing.T, rolled *appsv1.Deployment, addr netip.Addr) {
 	makeRoom := c.fill(t, c.edge.StateDir())
 	var rolling sync.WaitGroup
 	rolling.Go(func() {
@@ -126,12 +127,23 @@ func (c *cluster) fillDisk(t *testing.T, rolled *appsv1.Deployment) {
 	defer rolling.Wait()
 	s := lab.Service(rolled.Namespace, "unsaved")
 	s.Spec.Selector = map[string]string{"app": "web"}
-	answers(t, c.client, netip.AddrPortFrom(c.serve(t, s)[0], 80))
+	unsaved := netip.AddrPortFrom(c.serve(t, s)[0], 80)
+	answers(t, c.client, unsaved)
 	ready := func() string { return c.readyz(c.edge.Management()) }
 	shows(t, ready, "is served but cannot be saved")
 	shows(t, func() string { return c.kubectl(t.Context(), "describe", "edge", c.edge.Name) }, "NotDurable")
 	rolling.Wait()
 	shows(t, ready, "is served but cannot be saved")
+	load := startLoad(t.Context(), c.client, netip.AddrPortFrom(addr, 80), 50)
+	if err := c.edge.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.edge.Process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	shows(t, ready, "is served but cannot be saved")
+	answers(t, c.client, unsaved) // the manager has written it again
+	load.stop(t)
 	makeRoom()
 	if err := c.edge.Ready(t.Context()); err != nil {
 		t.Error(err)
