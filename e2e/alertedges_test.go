@@ -168,7 +168,7 @@ func (s *spare) applied(t *testing.T, n int) {
 	eventually(t, 20*time.Second, func() error {
 		families, err := s.scrape()
 		if err != nil {
-			return err
+			return fmt.Errorf("edge %q: %w; its log:\n%s", s.name, err, s.log())
 		}
 		if got := sum(families["eclusa_edge_load_balancers"], "applied", "true"); got != float64(n) {
 			return fmt.Errorf("edge %q serves %g load balancers, want %d; its log:\n%s", s.name, got, n, s.log())
