@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -30,26 +29,6 @@ var limitEntries = append(both(entry{section: "Timeouts and limits", name: "conn
 	{section: "Timeouts and limits", name: "out of bounds are refused one by one", run: badLimits},
 }...)
 
-// quiet connects to the echo port and says nothing.
-func (c caller) quiet(t *testing.T, o *served) (conn net.Conn, r *bufio.Reader, pod string) {
-	t.Helper()
-	eventually(t, 15*time.Second, func() (err error) {
-		if conn, err = c.dial(t.Context(), "tcp", o.at(7)); err != nil {
-			return err
-		}
-		if err := conn.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
-			return err
-		}
-		r = bufio.NewReader(conn)
-		if pod, err = r.ReadString('\n'); err != nil {
-			conn.Close()
-		}
-		return err
-	})
-	t.Cleanup(func() { conn.Close() })
-	return conn, r, strings.TrimSpace(pod)
-}
-
 // ended waits until the connection ends, and returns how long that took.
 func ended(t *testing.T, r io.Reader) time.Duration {
 	t.Helper()
@@ -64,7 +43,7 @@ func ended(t *testing.T, r io.Reader) time.Duration {
 func idleTimeout(t *testing.T, s *stage) {
 	o := s.serve(t, "", ports("echo 7/TCP tcp-echo"), annotated("idle-timeout", "1s"))
 	busy := o.startTalk(t)
-	_, r, _ := fromOutside.of(s).quiet(t, o)
+	_, r, _ := fromOutside.of(s).quiet(t, o.at(7))
 	took := ended(t, r)
 	if took < 800*time.Millisecond || took > 3*time.Second {
 		t.Errorf("a silent connection ended after %s, want a second", took)
@@ -170,7 +149,7 @@ func deadNode(t *testing.T, s *stage) {
 		o := s.serve(t, word, local, ports("echo 7/TCP tcp-echo"), annotated("on-unhealthy", word))
 		o.untilAll(t)
 		for range 10 {
-			conn, r, pod := fromOutside.of(s).quiet(t, o)
+			conn, r, pod := fromOutside.of(s).quiet(t, o.at(7))
 			if nodes[pod] == victim.Name {
 				return conn, r
 			}

@@ -204,24 +204,32 @@ func startTalk(t *testing.T, from *lab.Host, at netip.AddrPort) *talk {
 
 func (c caller) talk(t *testing.T, at netip.AddrPort) *talk {
 	t.Helper()
-	var conn net.Conn
-	eventually(t, 15*time.Second, func() (err error) {
-		conn, err = c.dial(t.Context(), "tcp", at)
-		return err
-	})
-	r := bufio.NewReader(conn)
-	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	pod, err := r.ReadString('\n')
-	if err != nil {
-		t.Fatalf("talk to %s: %v", at, err)
-	}
+	conn, r, pod := c.quiet(t, at)
 	ctx, cancel := context.WithCancel(context.Background())
-	k := &talk{conn: conn, pod: strings.TrimSpace(pod), done: make(chan error, 1), stop: cancel}
+	k := &talk{conn: conn, pod: pod, done: make(chan error, 1), stop: cancel}
 	go k.run(ctx, r)
 	t.Cleanup(func() { cancel(); conn.Close() })
 	return k
+}
+
+// quiet connects to the echo port, is greeted by a pod, and says nothing.
+func (c caller) quiet(t *testing.T, at netip.AddrPort) (conn net.Conn, r *bufio.Reader, pod string) {
+	t.Helper()
+	eventually(t, 15*time.Second, func() (err error) {
+		if conn, err = c.dial(t.Context(), "tcp", at); err != nil {
+			return err
+		}
+		if err := conn.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
+			return err
+		}
+		r = bufio.NewReader(conn)
+		if pod, err = r.ReadString('\n'); err != nil {
+			conn.Close()
+		}
+		return err
+	})
+	t.Cleanup(func() { conn.Close() })
+	return conn, r, strings.TrimSpace(pod)
 }
 
 func (k *talk) run(ctx context.Context, r *bufio.Reader) {
