@@ -142,7 +142,8 @@ func (c *cluster) fillDisk(t *testing.T, rolled *appsv1.Deployment, addr netip.A
 		t.Fatal(err)
 	}
 	shows(t, ready, "is served but cannot be saved")
-	answers(t, c.client, unsaved) // the manager has written it again
+	pause(t.Context(), time.Second) // of load on an edge that has begun with less
+	answers(t, c.client, unsaved)   // the manager has written it again
 	load.stop(t)
 	makeRoom()
 	if err := c.edge.Ready(t.Context()); err != nil {
