@@ -105,6 +105,20 @@ func TestAddressIsOnOneMachine(t *testing.T) {
 	}
 }
 
+// missesAndDrains has a change not reach an edge, so that the others were written to
+// last, and drains it for a while.
+func (s *simulation) missesAndDrains(edge string, while func()) {
+	s.lost[edge] = true
+	s.world.Nodes = append(slices.Clone(s.world.Nodes), testNode("n2", "10.0.0.2"))
+	s.pass(2, time.Second)
+	clear(s.lost)
+	s.changeEdge(edge, draining(true))
+	s.settle()
+	while()
+	s.changeEdge(edge, draining(false))
+	s.settle()
+}
+
 // TestAddressIsLeftBeforeItIsGivenAway deletes a Service, whose address another one
 // waits for.
 func TestAddressIsLeftBeforeItIsGivenAway(t *testing.T) {
@@ -143,15 +157,9 @@ func TestKeptVersionIsTheNewest(t *testing.T) {
 	s.settle()
 	same(t, "ranges at first", []int{ranges("e1"), ranges("e2")}, "[0 1]")
 
-	s.lost["e2"] = true
-	s.world.Nodes = append(slices.Clone(s.world.Nodes), testNode("n2", "10.0.0.2"))
-	s.pass(2, time.Second)
-	clear(s.lost)
-	s.changeEdge("e2", draining(true))
-	s.settle()
-	same(t, "ports while it is drained", s.on("e2", "web"), "")
-	s.changeEdge("e2", draining(false))
-	s.settle()
+	s.missesAndDrains("e2", func() {
+		same(t, "ports while it is drained", s.on("e2", "web"), "")
+	})
 	same(t, "ports on the edge that was drained", s.on("e2", "web"), "80 443")
 	same(t, "ranges on the edge that was drained", ranges("e2"), 1)
 }
@@ -217,15 +225,9 @@ func TestKeptServiceStaysDualStack(t *testing.T) {
 		t.Fatalf("on e1: got %s; want both families", both)
 	}
 	four, _, _ := strings.Cut(both, ",")
-	s.lost["e1"] = true // so that the other one was written to last
-	s.world.Nodes = append(slices.Clone(s.world.Nodes), testNode("n2", "10.0.0.2"))
-	s.pass(2, time.Second)
-	clear(s.lost)
-	s.changeEdge("e1", draining(true))
-	s.settle()
-	same(t, "on e1 while it is drained", s.reading("e1", "dual"), "nothing")
-	s.changeEdge("e1", draining(false))
-	s.settle()
+	s.missesAndDrains("e1", func() {
+		same(t, "on e1 while it is drained", s.reading("e1", "dual"), "nothing")
+	})
 	same(t, "on e1 after that", s.reading("e1", "dual"), both)
 
 	s.changePool("p6", ofZone("nowhere"))

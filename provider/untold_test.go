@@ -71,14 +71,19 @@ func TestAddressThatNobodySteersHoldsNothingUp(t *testing.T) {
 	same(t, "on the second edge in the end", s.reading("e6", "dual"), "direct 2001:db8::1")
 }
 
+// another adds an edge to the world.
+func (s *simulation) another(name string) {
+	e := testEdge(name)
+	s.stamp(e, 4)
+	s.world.Edges = append(s.world.Edges, e)
+}
+
 // An edge of which nothing is known keeps nobody from saying that the others cannot do
 // what they are asked for, and is told nothing before the status when it turns up.
 func TestForwardingThatNoEdgeIsKnownToDo(t *testing.T) {
 	s := directWorld(t, lb.CapDirect)
 	s.plain = map[string]bool{"e": true}
-	late := testEdge("late")
-	s.stamp(late, 4)
-	s.world.Edges = append(s.world.Edges, late)
+	s.another("late")
 	s.lost["late"] = true
 	s.settle()
 	s.forward(v1alpha1.ForwardDirect)
@@ -154,9 +159,7 @@ func TestForwardingIsNotProgrammedUnsent(t *testing.T) {
 func TestForwardingOfSomeEdges(t *testing.T) {
 	s := directWorld(t, lb.CapDirect)
 	s.plain = map[string]bool{"plain": true}
-	plain := testEdge("plain")
-	s.stamp(plain, 4)
-	s.world.Edges = append(s.world.Edges, plain)
+	s.another("plain")
 	s.settle()
 	s.forward(v1alpha1.ForwardDirect)
 	for range 4 {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/eclusa-lb/eclusa/lb"
 )
 
@@ -130,18 +132,7 @@ func directCutPortsAgain(r *directRig) {
 	c := r.dial(f)
 	r.mustAsk(c)
 	port := c.LocalAddr().(*net.TCPAddr).AddrPort().Port()
-	var segments net.PacketConn
-	if err := r.within(r.client, func() (err error) {
-		network, any := "ip4:tcp", "0.0.0.0"
-		if r.family == lb.IPv6 {
-			network, any = "ip6:tcp", "::"
-		}
-		segments, err = net.ListenPacket(network, any)
-		return err
-	}); err != nil {
-		r.Fatal(err)
-	}
-	defer segments.Close()
+	segments := r.rawSocket(r.client, unix.IPPROTO_TCP)
 	r.engine.mu.Lock()
 	for _, p := range []uint16{port, unused} { // in this order
 		r.engine.direct.cuts.add(cut[ends]{ends{netip.AddrPortFrom(r.self(), p), f}, time.Now().Add(-provokeAfter[1]), 1})

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/eclusa-lb/eclusa/lb"
@@ -42,6 +43,14 @@ var directFlowCases = []directCase{
 	{"Withdraw", directWithdraw},
 }
 
+// icmp is the protocol of the family's control messages.
+func (r *directRig) icmp() uint8 {
+	if r.family == lb.IPv6 {
+		return unix.IPPROTO_ICMPV6
+	}
+	return unix.IPPROTO_ICMP
+}
+
 // icmpTo is a message that a client sends; node is whether the member gets it.
 type icmpTo struct {
 	to         netip.Addr
@@ -49,16 +58,16 @@ type icmpTo struct {
 	node       bool
 }
 
-// icmpSocket opens a raw socket in a namespace.
-func (r *directRig) icmpSocket(within func(func() error) error) net.PacketConn {
+// rawSocket opens a raw socket of a protocol in a namespace.
+func (r *directRig) rawSocket(ns netns.NsHandle, p uint8) net.PacketConn {
 	r.Helper()
 	var c net.PacketConn
-	if err := within(func() (err error) {
-		network, any := "ip4:icmp", "0.0.0.0"
+	if err := r.within(ns, func() (err error) {
+		network, any := "ip4", "0.0.0.0"
 		if r.family == lb.IPv6 {
-			network, any = "ip6:ipv6-icmp", "::"
+			network, any = "ip6", "::"
 		}
-		c, err = net.ListenPacket(network, any)
+		c, err = net.ListenPacket(fmt.Sprintf("%s:%d", network, p), any)
 		return err
 	}); err != nil {
 		r.Fatal(err)
@@ -83,8 +92,7 @@ func (m icmpTo) quoting(f lb.Frontend, client netip.AddrPort) []byte {
 func (r *directRig) sendErrors(c *dialled, f lb.Frontend, node int, messages []icmpTo) {
 	r.Helper()
 	client := c.LocalAddr().(*net.TCPAddr).AddrPort()
-	from := r.icmpSocket(func(f func() error) error { return r.within(r.client, f) })
-	at := r.icmpSocket(func(f func() error) error { return r.within(r.nodes[node], f) })
+	from, at := r.rawSocket(r.client, r.icmp()), r.rawSocket(r.nodes[node], r.icmp())
 	for _, m := range messages {
 		if _, err := from.WriteTo(m.quoting(f, client), &net.IPAddr{IP: m.to.AsSlice()}); err != nil {
 			r.Fatalf("send type %d to %s: %v", m.kind, m.to, err)

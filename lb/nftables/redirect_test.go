@@ -3,7 +3,6 @@ package nftables
 import (
 	"context"
 	"fmt"
-	"net"
 	"os/exec"
 	"slices"
 	"time"
@@ -19,22 +18,12 @@ import (
 func directRedirects(r *directRig) {
 	r.bridge(1, clientLink)
 	f := r.add(lb.TCP)
-	id := r.table.Routes[f].Group
-	r.table.Groups[id] = lb.Group{Backends: r.table.Groups[id].Backends[:1]}
-	r.mustSet()
-	var told net.PacketConn
+	r.withFirst(f)
 	redirect := byte(5)
-	if err := r.within(r.client, func() (err error) {
-		network, any := "ip4:icmp", "0.0.0.0"
-		if r.family == lb.IPv6 {
-			network, any, redirect = "ip6:ipv6-icmp", "::", 137
-		}
-		told, err = net.ListenPacket(network, any)
-		return err
-	}); err != nil {
-		r.Fatal(err)
+	if r.family == lb.IPv6 {
+		redirect = 137
 	}
-	defer told.Close()
+	told := r.rawSocket(r.client, r.icmp())
 	c := r.dial(f)
 	for range 10 {
 		r.mustAsk(c)

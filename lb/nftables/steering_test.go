@@ -165,14 +165,21 @@ func steeringRepairs(r *directRig) {
 	}
 }
 
+// withFirst leaves a route the first node only, and returns its group as it was.
+func (r *directRig) withFirst(f lb.Frontend) (lb.GroupID, lb.Group) {
+	r.Helper()
+	id := r.table.Routes[f].Group
+	was := r.table.Groups[id]
+	r.table.Groups[id] = lb.Group{Backends: was.Backends[:1]}
+	r.mustSet()
+	return id, was
+}
+
 // steeringTrouble: when the kernel does not take routes, those that are served by
 // node ports are served, and the members that were reached before.
 func steeringTrouble(r *directRig) {
 	direct, other := r.add(lb.TCP), r.viaNodePort()
-	id := r.table.Routes[direct].Group
-	both := r.table.Groups[id]
-	r.table.Groups[id] = lb.Group{Backends: both.Backends[:1]}
-	r.mustSet()
+	id, both := r.withFirst(direct)
 	c := r.dial(direct)
 	r.mustAsk(c)
 	r.deaf()

@@ -168,10 +168,7 @@ func steeringRulesBeforeLater(r *directRig) {
 	r.nowhere()
 	before := r.ip("rule")
 	direct := r.add(lb.TCP)
-	id := r.table.Routes[direct].Group
-	both := r.table.Groups[id]
-	r.table.Groups[id] = lb.Group{Backends: both.Backends[:1]}
-	r.mustSet()
+	id, both := r.withFirst(direct)
 	c := r.dial(direct)
 	r.mustAsk(c)
 
@@ -337,10 +334,7 @@ func steeringResumes(r *directRig) {
 		unsettled(r)
 	}
 	f := r.add(lb.TCP)
-	id := r.table.Routes[f].Group
-	both := r.table.Groups[id]
-	r.table.Groups[id] = lb.Group{Backends: both.Backends[:1]}
-	r.mustSet()
+	id, both := r.withFirst(f)
 	r.mustAsk(r.dial(f))
 	first := r.engine
 	if err := first.HandOver(r.Context(), func(lb.Parcel) error { return nil }); err != nil {
